@@ -1,0 +1,132 @@
+package cow
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"runtime"
+
+	"cowbird/formats/cowfile"
+)
+
+// Image is a disk image of Size bytes, safe for concurrent reads.
+type Image struct {
+	R    io.ReaderAt
+	Size int64
+}
+
+// blocks is the number of whole blocks.
+func (i Image) blocks() int { return int(i.Size / blockSize) }
+
+// BuildOptions say what to build.
+type BuildOptions struct {
+	// Base is the image that the COW will be merged into, Target the image
+	// that comes out. Target is a whole number of blocks.
+	Base, Target Image
+	Version      int // of the format, 2 or 3; 0 means 3
+	Compression  cowfile.Compression
+	Level        int // as given by cowfile.ParseCompression
+	// MaxUnit is the largest unit in bytes, a power of two from 4 KiB to
+	// 256 KiB; 0 means 64 KiB, or 4 KiB in version 2.
+	MaxUnit int
+	// NoXor makes do without xor ops, for devices that do not know them.
+	NoXor bool
+	// Workers is the number of goroutines that hash and compress; 0 means
+	// one a CPU. The output does not depend on it.
+	Workers int
+	// OnProgress is called with work done and to do, in bytes of the target
+	// counted twice: read once, written once.
+	OnProgress func(done, total int64)
+}
+
+// BuildStats tell what was built. Ops of all kinds add up to the ops of the
+// file; blocks, with those unchanged, to the blocks of the target.
+type BuildStats struct {
+	Copy            int   `json:"copy_ops"`
+	Xor             int   `json:"xor_ops"`
+	Zero            int   `json:"zero_ops"`
+	Replace         int   `json:"replace_ops"`
+	ReplaceBlocks   int   `json:"replace_blocks"`
+	UnchangedBlocks int   `json:"unchanged_blocks"`
+	CyclesBroken    int   `json:"cycles_broken"` // replaced because a merge could not order them
+	XorBytes        int64 `json:"xor_bytes"`     // stored
+	ReplaceBytes    int64 `json:"replace_bytes"` // stored
+	CowSize         int64 `json:"cow_size"`
+}
+
+// Build compares two images and writes the COW that turns Base into Target to
+// out, from its beginning. The same input gives the same bytes.
+//
+// It reads base and target twice at most, and keeps up to 56 bytes a block plus
+// about 4 MiB a worker.
+//
+// The stages: classify (which blocks are new), findSources (whole blocks that
+// the base has elsewhere), findDeltas (blocks that are a changed version of a
+// block of the base), orderOps (a merge order, breaking cycles), emit.
+func Build(ctx context.Context, out io.WriterAt, o BuildOptions) (BuildStats, error) {
+	if err := o.complete(); err != nil {
+		return BuildStats{}, err
+	}
+	b := &builder{o: o, n: o.Target.blocks()}
+	b.progress.total = 2 * o.Target.Size
+	b.progress.report = o.OnProgress
+	for _, stage := range []func(context.Context) error{b.classify, b.findSources, b.findDeltas, b.orderOps} {
+		if err := stage(ctx); err != nil {
+			return b.stats, err
+		}
+	}
+	err := b.emit(ctx, out)
+	return b.stats, err
+}
+
+func (o *BuildOptions) complete() error {
+	if o.Target.Size%blockSize != 0 {
+		return fmt.Errorf("%w: target: expected a multiple of %d bytes, found %d", ErrSize, blockSize, o.Target.Size)
+	}
+	if o.Target.Size > maxSize || o.Base.Size > maxSize {
+		return fmt.Errorf("%w: expected images of at most %d bytes, found %d and %d", ErrSize, int64(maxSize), o.Base.Size, o.Target.Size)
+	}
+	if o.Version == 0 {
+		o.Version = 3
+	}
+	if o.MaxUnit == 0 {
+		o.MaxUnit = 64 << 10
+		if o.Version < 3 {
+			o.MaxUnit = blockSize
+		}
+	}
+	if u := o.MaxUnit; u < blockSize || u > cowfile.MaxUnit || u&(u-1) != 0 || o.Version < 3 && u > blockSize {
+		return fmt.Errorf("%w: unit: expected a power of two from %d to %d (version 2: %d), found %d", ErrSize, blockSize, cowfile.MaxUnit, blockSize, u)
+	}
+	if o.Workers <= 0 {
+		o.Workers = runtime.GOMAXPROCS(0)
+	}
+	return nil
+}
+
+// kind is what will happen to a block of the target.
+type kind uint8
+
+const (
+	same    kind = iota // the base has it in its place
+	zero                // zeros
+	fresh               // replaced, or not decided yet
+	copied              // from another block of the base
+	changed             // xor with another block of the base
+)
+
+// ordered tells whether the block's op reads the base.
+func (k kind) ordered() bool { return k == copied || k == changed }
+
+type builder struct {
+	o        BuildOptions
+	n        int // blocks of the target
+	progress progressCounter
+	stats    BuildStats
+
+	kind   []kind   // by target block
+	source []uint32 // by target block: base block of a copied or changed one
+
+	hashes struct{ base, target []uint64 } // by block; only until findSources
+	order  []uint32                        // target blocks of ordered ops, in merge order
+}

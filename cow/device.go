@@ -1,0 +1,150 @@
+package cow
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// Device is the storage that a base, a source or a COW lies on. Everything that
+// this package makes durable goes through it: a write may be lost or torn at
+// 512-byte boundaries until Sync has returned. Methods are safe for concurrent
+// use. Offsets and sizes are in bytes.
+type Device interface {
+	io.ReaderAt
+	io.WriterAt
+	// Sync makes all writes that have returned durable.
+	Sync() error
+	// Size is the length of the device or file.
+	Size() int64
+}
+
+// Growing is a Device that can be made longer: a regular file.
+type Growing interface {
+	Device
+	// Grow extends the device with zeros to size bytes.
+	Grow(size int64) error
+}
+
+// Mapping is a Device whose bytes can be mapped into memory.
+type Mapping interface {
+	Device
+	// Map maps n bytes from off, read-only and shared; unmap gives them back.
+	Map(off int64, n int) (b []byte, unmap func(), err error)
+}
+
+// FileDevice is a regular file or a block device.
+type FileDevice struct {
+	f       *os.File
+	size    int64
+	regular bool
+}
+
+var (
+	_ Growing = (*FileDevice)(nil)
+	_ Mapping = (*FileDevice)(nil)
+)
+
+// OpenDevice opens a regular file or a block device. The caller closes it.
+func OpenDevice(path string, writable bool) (*FileDevice, error) {
+	mode := os.O_RDONLY
+	if writable {
+		mode = os.O_RDWR
+	}
+	f, err := os.OpenFile(path, mode, 0)
+	if err != nil {
+		return nil, err
+	}
+	d, err := NewFileDevice(f)
+	if err != nil {
+		f.Close()
+	}
+	return d, err
+}
+
+// NewFileDevice takes over an open file.
+func NewFileDevice(f *os.File) (*FileDevice, error) {
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	d := &FileDevice{f: f, size: st.Size(), regular: st.Mode().IsRegular()}
+	if d.regular {
+		return d, nil
+	}
+	if st.Mode()&os.ModeDevice == 0 || st.Mode()&os.ModeCharDevice != 0 {
+		return nil, fmt.Errorf("%s: expected a regular file or a block device, found %v", f.Name(), st.Mode().Type())
+	}
+	if d.size, err = f.Seek(0, io.SeekEnd); err != nil {
+		return nil, fmt.Errorf("size of %s: %w", f.Name(), err)
+	}
+	return d, nil
+}
+
+// Path is the name that the file was opened by.
+func (d *FileDevice) Path() string { return d.f.Name() }
+
+// IsRegular tells a regular file from a block device.
+func (d *FileDevice) IsRegular() bool { return d.regular }
+
+// Size implements Device.
+func (d *FileDevice) Size() int64 { return d.size }
+
+// ReadAt implements io.ReaderAt.
+func (d *FileDevice) ReadAt(p []byte, off int64) (int, error) { return d.f.ReadAt(p, off) }
+
+// WriteAt implements io.WriterAt.
+func (d *FileDevice) WriteAt(p []byte, off int64) (int, error) { return d.f.WriteAt(p, off) }
+
+// Sync implements Device. File contents and size matter, times do not.
+func (d *FileDevice) Sync() error {
+	for {
+		err := unix.Fdatasync(int(d.f.Fd()))
+		if err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+// Grow implements Growing. It must not run beside other calls.
+func (d *FileDevice) Grow(size int64) error {
+	if !d.regular {
+		return fmt.Errorf("%w: %s has %d bytes, %d are needed: enlarge the partition", ErrSize, d.Path(), d.size, size)
+	}
+	if err := d.f.Truncate(size); err != nil {
+		return err
+	}
+	d.size = size
+	return nil
+}
+
+// Map implements Mapping.
+func (d *FileDevice) Map(off int64, n int) ([]byte, func(), error) {
+	if end := off + int64(n); off < 0 || end > d.size {
+		return nil, nil, fmt.Errorf("map %s: expected a range inside %d bytes, found %d to %d", d.Path(), d.size, off, end)
+	}
+	inPage := int(off % int64(os.Getpagesize()))
+	b, err := unix.Mmap(int(d.f.Fd()), off-int64(inPage), n+inPage, unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		return nil, nil, fmt.Errorf("map %s: %w", d.Path(), err)
+	}
+	return b[inPage:], func() { _ = unix.Munmap(b) }, nil
+}
+
+// Close closes the file.
+func (d *FileDevice) Close() error { return d.f.Close() }
+
+// readFull fills p from off. A device that ends too early is an error.
+func readFull(d io.ReaderAt, p []byte, off int64) error {
+	n, err := d.ReadAt(p, off)
+	if n == len(p) {
+		return nil
+	}
+	if err == nil || errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF
+	}
+	return fmt.Errorf("read %d bytes at %d: %w", len(p), off, err)
+}

@@ -1,0 +1,138 @@
+package cowfile
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/andybalholm/brotli"
+	"github.com/klauspost/compress/zlib"
+	"github.com/klauspost/compress/zstd"
+	"github.com/pierrec/lz4/v4"
+)
+
+// Decode decompresses stored into unit, which it must fill exactly. Decoder
+// state is pooled and left to the garbage collector when nobody decodes.
+// It is safe for concurrent use. Errors wrap ErrDecode; unit is undefined then.
+func Decode(c Compression, unit, stored []byte) error {
+	var err error
+	switch c {
+	case None:
+		if len(stored) == len(unit) {
+			copy(unit, stored)
+			return nil
+		}
+		err = fmt.Errorf("expected %d bytes, found %d", len(unit), len(stored))
+	case LZ4:
+		err = decodeLZ4(unit, stored)
+	case Zstd:
+		err = decodeZstd(unit, stored)
+	case GZ:
+		err = decodeGZ(unit, stored)
+	case Brotli:
+		err = decodeBrotli(unit, stored)
+	default:
+		err = fmt.Errorf("expected a compression from 0 to 4, found %d", uint32(c))
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %v unit of %d bytes: %w", ErrDecode, c, len(unit), err)
+	}
+	return nil
+}
+
+func decodeLZ4(unit, stored []byte) error {
+	n, err := lz4.UncompressBlock(stored, unit)
+	if err != nil {
+		return err
+	}
+	if n != len(unit) {
+		return fmt.Errorf("expected %d bytes, found %d", len(unit), n)
+	}
+	return nil
+}
+
+var zstdPool = sync.Pool{New: func() any {
+	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
+		zstd.WithDecodeAllCapLimit(true), zstd.WithDecoderMaxMemory(MaxUnit))
+	if err != nil {
+		panic(err) // constant options
+	}
+	return d
+}}
+
+func decodeZstd(unit, stored []byte) error {
+	d := zstdPool.Get().(*zstd.Decoder)
+	defer zstdPool.Put(d)
+	out, err := d.DecodeAll(stored, unit[:0:len(unit)])
+	if err != nil {
+		return err
+	}
+	if len(out) != len(unit) {
+		return fmt.Errorf("expected %d bytes, found %d", len(unit), len(out))
+	}
+	return nil
+}
+
+// streamDecoder is a decoder that reads from a stream and can be used again.
+type streamDecoder struct {
+	src   bytes.Reader
+	r     io.Reader
+	reset func(*streamDecoder) error
+}
+
+var gzPool = sync.Pool{New: func() any {
+	return &streamDecoder{reset: func(d *streamDecoder) error {
+		if z, ok := d.r.(zlib.Resetter); ok {
+			return z.Reset(&d.src, nil)
+		}
+		z, err := zlib.NewReader(&d.src)
+		if err != nil {
+			return err
+		}
+		d.r = z
+		return nil
+	}}
+}}
+
+var brotliPool = sync.Pool{New: func() any {
+	return &streamDecoder{reset: func(d *streamDecoder) error {
+		if b, ok := d.r.(*brotli.Reader); ok {
+			return b.Reset(&d.src)
+		}
+		d.r = brotli.NewReader(&d.src)
+		return nil
+	}}
+}}
+
+func decodeGZ(unit, stored []byte) error     { return decodeStream(&gzPool, unit, stored) }
+func decodeBrotli(unit, stored []byte) error { return decodeStream(&brotliPool, unit, stored) }
+
+func decodeStream(pool *sync.Pool, unit, stored []byte) error {
+	d := pool.Get().(*streamDecoder)
+	defer func() {
+		d.src.Reset(nil) // keep the state, not the caller's bytes
+		pool.Put(d)
+	}()
+	d.src.Reset(stored)
+	if err := d.reset(d); err != nil {
+		return err
+	}
+	if n, err := io.ReadFull(d.r, unit); err != nil {
+		return fmt.Errorf("after %d bytes: %w", n, err)
+	}
+	// The end of the stream carries its checksum; reading on verifies it.
+	var one [1]byte
+	switch n, err := d.r.Read(one[:]); {
+	case n > 0:
+		return fmt.Errorf("expected %d bytes, found more", len(unit))
+	case err != io.EOF && err != nil:
+		return err
+	case err == nil:
+		return io.ErrNoProgress
+	}
+	if d.src.Len() > 0 {
+		return fmt.Errorf("expected the stream to end with the data, found %d bytes after it", d.src.Len())
+	}
+	return nil
+}

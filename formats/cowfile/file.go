@@ -1,0 +1,286 @@
+package cowfile
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io"
+	"math"
+	"math/bits"
+	"unsafe"
+)
+
+// Options tune Open. The zero value, or nil, is fine.
+type Options struct {
+	// Label opens an unfinished file as it was at this label. Ops after the
+	// label are ignored, and the file has no merge order.
+	Label *uint64
+	// Alloc returns n zeroed bytes, aligned to 8, that live as long as the
+	// File. Nil means the heap.
+	Alloc func(n int) ([]byte, error)
+	// Free gives back what Alloc returned and is not needed after Open.
+	Free func([]byte)
+	// Map returns the n bytes of the file at off, for as long as the File
+	// lives, without a copy. Nil means that they are read to an allocation.
+	Map func(off int64, n int) ([]byte, error)
+}
+
+// Counts are the numbers of ops and bytes in a file.
+type Counts struct {
+	Copy, Replace, Zero, Xor int
+	Label, Cluster, Sequence int    // version 2 metadata ops
+	StoredRaw                int    // data ops whose data are not compressed
+	StoredCompressed         int    // data ops whose data are
+	ByFactor                 [8]int // data ops with data, by factor
+	DataBytes                int64  // stored bytes of replace and xor ops
+	LastLabel                int64  // highest label seen, −1 if none
+	BlocksCovered            uint32 // blocks that have an op
+	LastBlock                uint32 // the highest of them; meaningless without ops
+}
+
+// Ops is the number of data ops.
+func (c *Counts) Ops() int { return c.Copy + c.Replace + c.Zero + c.Xor }
+
+// File is an open COW.
+type File struct {
+	h      Header
+	size   int64
+	opts   Options
+	counts Counts
+	comp   Compression // of data that are not stored raw
+	end    int64       // byte after the last op's data
+	n      int         // data ops
+	ops    []byte      // n packed ops in file order
+	seq    []byte      // merge sequence, u32 each
+	marks  []mark      // where xor data are; empty without xor ops
+	runs   []run       // sorted by block
+	placed []uint64    // bit per op: in the explicit part of the merge order
+	order  orderKind
+	listed int // ops in the explicit part of the merge order
+	nOrder int // ordered ops at the start of the merge order
+}
+
+// Open reads the COW in r, which is size bytes long (for a block device, the
+// device's size), and checks everything that can be checked without the base
+// and without decoding data.
+func Open(r io.ReaderAt, size int64, opts *Options) (*File, error) {
+	h, err := ReadHeader(r, size)
+	if err != nil {
+		return nil, err
+	}
+	f := &File{h: h, size: size}
+	f.counts.LastLabel = -1
+	if opts != nil {
+		f.opts = *opts
+	}
+	if h.Major < 3 {
+		err = f.loadV2(r)
+	} else {
+		err = f.loadV3(r)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := f.buildIndex(); err != nil {
+		return nil, err
+	}
+	if f.opts.Label != nil {
+		return f, nil
+	}
+	return f, f.buildOrder()
+}
+
+// Header is the file's header as it was at Open.
+func (f *File) Header() Header { return f.h }
+
+// Size is the file's size in bytes as given to Open.
+func (f *File) Size() int64 { return f.size }
+
+// End is the offset of the first byte behind everything that the ops refer to;
+// for version 2, behind the footer.
+func (f *File) End() int64 { return f.end }
+
+// Compression is the algorithm of those data that are compressed.
+func (f *File) Compression() Compression { return f.comp }
+
+// Counts tells what is in the file.
+func (f *File) Counts() Counts { return f.counts }
+
+// NumOps is the number of data ops.
+func (f *File) NumOps() int { return f.n }
+
+// MaxUnit is the size in bytes of the largest unit in the file.
+func (f *File) MaxUnit() int {
+	if f.h.Major < 3 {
+		return BlockSize
+	}
+	return int(f.h.MaxCompression)
+}
+
+// MaxStored is the largest DataLength that an op of the file can have.
+func (f *File) MaxStored() int {
+	if f.h.Major < 3 {
+		return 1<<16 - 1
+	}
+	return f.MaxUnit()
+}
+
+// Op returns the i-th data op in file order.
+func (f *File) Op(i int) Op {
+	o, flags := getOp(f.ops[i*opSizeV3:])
+	if f.storedCompressed(o, flags) {
+		o.Compression = f.comp
+	}
+	return o
+}
+
+// storedCompressed is the rule of section 5.1, with version 2's half of it
+// already decided when the op was packed.
+func (f *File) storedCompressed(o Op, flags uint64) bool {
+	if o.DataLength == 0 || f.comp == None {
+		return false
+	}
+	if f.h.Major < 3 {
+		return flags&rawBit == 0
+	}
+	return int(o.DataLength) != o.Unit()
+}
+
+// DataOffset is the byte offset in the COW of the data of a replace or xor op.
+func (f *File) DataOffset(i int, o Op) int64 {
+	if o.Type == OpReplace {
+		return int64(o.Source)
+	}
+	return f.dataPosition(i)
+}
+
+// A mark says that the data of op i begin at pos. From there on positions are
+// a running sum up to the next mark (sections 4.3 and 6.3).
+type mark struct {
+	pos int64
+	op  uint32
+	_   uint32
+}
+
+const markEvery = 64 // ops; bounds the sum in dataPosition
+
+func (f *File) dataPosition(i int) int64 {
+	lo, hi := 0, len(f.marks)
+	for lo < hi {
+		if mid := (lo + hi) / 2; int(f.marks[mid].op) <= i {
+			lo = mid + 1
+		} else {
+			hi = mid
+		}
+	}
+	m := f.marks[lo-1]
+	pos := m.pos
+	for k := int(m.op); k < i; k++ {
+		pos += int64(binary.LittleEndian.Uint32(f.ops[k*opSizeV3:]))
+	}
+	return pos
+}
+
+// count adds a data op to the totals. All ops must have been checked.
+func (f *File) count(o Op) {
+	c := &f.counts
+	switch o.Type {
+	case OpCopy:
+		c.Copy++
+	case OpReplace:
+		c.Replace++
+	case OpZero:
+		c.Zero++
+	case OpXor:
+		c.Xor++
+	}
+	c.BlocksCovered += o.Blocks()
+	c.LastBlock = max(c.LastBlock, o.NewBlock+o.Blocks()-1)
+	if o.DataLength == 0 {
+		return
+	}
+	c.DataBytes += int64(o.DataLength)
+	c.ByFactor[o.Factor]++
+	if int(o.DataLength) >= o.Unit() {
+		c.StoredRaw++
+	} else {
+		c.StoredCompressed++
+	}
+}
+
+// checkData makes sure that an op's data lie at pos and inside the file.
+func (f *File) checkData(o Op, i int, pos int64) error {
+	if o.Type == OpReplace && int64(o.Source) != pos {
+		return refuse(ErrCorrupt, fmt.Sprintf("op %d (%v): data offset", i, o), pos, o.Source)
+	}
+	if end := pos + int64(o.DataLength); end > f.size {
+		return refuse(ErrTruncated, fmt.Sprintf("op %d (%v): end of data", i, o), fmt.Sprintf("inside the file of %d bytes", f.size), end)
+	}
+	return nil
+}
+
+// alloc returns n zeroed values that live as long as the file. T must not
+// contain pointers.
+func alloc[T any](f *File, n int) ([]T, error) {
+	if n == 0 {
+		return nil, nil
+	}
+	if f.opts.Alloc == nil {
+		return make([]T, n), nil
+	}
+	var t T
+	b, err := f.opts.Alloc(n * int(unsafe.Sizeof(t)))
+	if err != nil {
+		return nil, fmt.Errorf("memory for the op index: %w", err)
+	}
+	return unsafe.Slice((*T)(unsafe.Pointer(unsafe.SliceData(b))), n), nil
+}
+
+// release gives back what alloc returned before the file is closed.
+func release[T any](f *File, s []T) {
+	if len(s) == 0 || f.opts.Alloc == nil || f.opts.Free == nil {
+		return
+	}
+	var t T
+	f.opts.Free(unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(s))), len(s)*int(unsafe.Sizeof(t))))
+}
+
+// region returns n bytes of the file: mapped if the caller can, else read.
+func (f *File) region(r io.ReaderAt, off, n int64) ([]byte, error) {
+	if n == 0 {
+		return nil, nil
+	}
+	if n > math.MaxInt {
+		return nil, refuse(ErrLimit, fmt.Sprintf("region at byte %d", off), "a size that this machine can address", n)
+	}
+	if f.opts.Map != nil {
+		return f.opts.Map(off, int(n))
+	}
+	b, err := alloc[byte](f, int(n))
+	if err != nil {
+		return nil, err
+	}
+	return b, readFull(r, b, off)
+}
+
+func readFull(r io.ReaderAt, b []byte, off int64) error {
+	n, err := r.ReadAt(b, off)
+	if n == len(b) {
+		return nil
+	}
+	if err == nil || err == io.EOF {
+		return refuse(ErrTruncated, fmt.Sprintf("read at byte %d", off), fmt.Sprintf("%d bytes", len(b)), n)
+	}
+	return fmt.Errorf("read COW at byte %d: %w", off, err)
+}
+
+// Bit sets over ops or blocks, 64 to a word.
+func bitWords(n int) int               { return (n + 63) / 64 }
+func bitSet(s []uint64, i uint64)      { s[i/64] |= 1 << (i % 64) }
+func bitGet(s []uint64, i uint64) bool { return s[i/64]>>(i%64)&1 != 0 }
+
+func bitCount(s []uint64) (n int) {
+	for _, w := range s {
+		n += bits.OnesCount64(w)
+	}
+	return n
+}

@@ -1,0 +1,202 @@
+package cowfile
+
+import (
+	"encoding/binary"
+	"fmt"
+)
+
+// The merge order (section 7.1) is never stored: it is one of three rules over
+// the op table and the index.
+type orderKind uint8
+
+const (
+	orderTable    orderKind = iota // version 3 without a sequence: the table
+	orderSequence                  // the sequence, then the others by block
+	orderTypes                     // version 2: copy and xor ops, then the others by block
+)
+
+// NumMergeOps is the number of ops at the start of the merge order that were
+// in the base when the file was opened.
+func (f *File) NumMergeOps() int { return int(f.h.NumMergeOps) }
+
+// OrderedOps is the number of ordered ops; they come first in merge order.
+func (f *File) OrderedOps() int { return f.nOrder }
+
+// SequenceLen is the number of blocks that the file's merge sequence lists.
+func (f *File) SequenceLen() int { return len(f.seq) / 4 }
+
+// InTableOrder reports whether the merge order is the order of the op table, so
+// that the op at position i of the merge order is Op(i).
+func (f *File) InTableOrder() bool { return f.order == orderTable }
+
+// MergeIter walks through the ops in merge order. It belongs to one goroutine.
+type MergeIter struct {
+	f      *File
+	pos    int    // position in the merge order
+	scan   int    // orderTypes: next op to look at
+	run    int    // by block: run …
+	at     uint64 // … and block in it
+	opened bool
+}
+
+// Merge returns an iterator that stands at position from of the merge order.
+// Getting there costs time in proportion to from, except in table order.
+func (f *File) Merge(from int) *MergeIter {
+	it := &MergeIter{f: f}
+	if f.order == orderTable {
+		it.pos = from
+		return it
+	}
+	for it.pos < from {
+		if _, ok := it.Next(); !ok {
+			break
+		}
+	}
+	return it
+}
+
+// Pos is the position of the op that Next returns next.
+func (it *MergeIter) Pos() int { return it.pos }
+
+// Next returns the number of the next op, or false at the end.
+func (it *MergeIter) Next() (op int, ok bool) {
+	f := it.f
+	if it.pos >= f.n {
+		return 0, false
+	}
+	switch {
+	case f.order == orderTable:
+		op = it.pos
+	case it.pos < f.listed && f.order == orderSequence:
+		op = f.Find(binary.LittleEndian.Uint32(f.seq[4*it.pos:]))
+	case it.pos < f.listed:
+		op = it.nextListed()
+	default:
+		op = it.nextByBlock()
+	}
+	it.pos++
+	return op, true
+}
+
+func (it *MergeIter) nextListed() int {
+	for !bitGet(it.f.placed, uint64(it.scan)) {
+		it.scan++
+	}
+	it.scan++
+	return it.scan - 1
+}
+
+// nextByBlock returns the next op by ascending block that is not listed.
+func (it *MergeIter) nextByBlock() int {
+	if !it.opened {
+		it.opened = true
+		it.run, it.at = 0, uint64(it.f.runs[0].block)
+	}
+	for {
+		r := it.f.runs[it.run]
+		if it.at >= r.end() {
+			it.run++
+			it.at = uint64(it.f.runs[it.run].block)
+			continue
+		}
+		op := r.opAt(uint32(it.at))
+		it.at += 1 << r.factor()
+		if !bitGet(it.f.placed, uint64(op)) {
+			return op
+		}
+	}
+}
+
+// buildOrder decides which rule gives the merge order and checks that the
+// merge can follow it.
+func (f *File) buildOrder() error {
+	switch {
+	case len(f.seq) > 0:
+		f.order = orderSequence
+	case f.h.Major < 3:
+		f.order = orderTypes
+	default:
+		f.order = orderTable
+	}
+	if f.order != orderTable {
+		if err := f.place(); err != nil {
+			return err
+		}
+	}
+	if f.h.NumMergeOps > uint64(f.n) {
+		return refuse(ErrCorrupt, "num_merge_ops at byte 26", fmt.Sprintf("at most the %d ops of the file", f.n), f.h.NumMergeOps)
+	}
+	return f.checkOrder()
+}
+
+// place marks the ops that the explicit part of the merge order lists.
+func (f *File) place() error {
+	var err error
+	if f.placed, err = alloc[uint64](f, bitWords(f.n)); err != nil {
+		return err
+	}
+	if f.order == orderTypes {
+		for i := range f.n {
+			if f.Op(i).Type.Ordered() {
+				bitSet(f.placed, uint64(i))
+			}
+		}
+		f.listed = bitCount(f.placed)
+		return nil
+	}
+	for i := 0; i < len(f.seq); i += 4 {
+		b := binary.LittleEndian.Uint32(f.seq[i:])
+		op := f.Find(b)
+		if op < 0 {
+			return refuse(ErrCorrupt, fmt.Sprintf("entry %d of the merge sequence", i/4), "a block with an op", fmt.Sprintf("block %d", b))
+		}
+		if bitGet(f.placed, uint64(op)) {
+			return refuse(ErrCorrupt, fmt.Sprintf("entry %d of the merge sequence", i/4), "a block that was not listed before", fmt.Sprintf("block %d", b))
+		}
+		bitSet(f.placed, uint64(op))
+	}
+	f.listed = len(f.seq) / 4
+	return nil
+}
+
+// checkOrder checks section 7.4: ordered ops come first, and none reads a block
+// that an earlier one has overwritten.
+func (f *File) checkOrder() error {
+	if f.counts.Copy+f.counts.Xor == 0 {
+		return nil
+	}
+	blocks := uint64(f.counts.LastBlock) + 1
+	written, err := alloc[uint64](f, int((blocks+63)/64))
+	if err != nil {
+		return err
+	}
+	defer release(f, written)
+	it := f.Merge(0)
+	for first := -1; ; {
+		i, ok := it.Next()
+		if !ok {
+			return nil
+		}
+		o := f.Op(i)
+		if !o.Type.Ordered() {
+			if first < 0 {
+				first = i
+			}
+			continue
+		}
+		if first >= 0 {
+			return refuse(ErrMergeOrder, fmt.Sprintf("position %d: op %d (%v)", it.pos-1, i, o), "every copy and xor op before the first other op",
+				fmt.Sprintf("it behind op %d (%v)", first, f.Op(first)))
+		}
+		f.nOrder++
+		lo, hi := o.SourceBlocks()
+		for b := lo; b <= hi; b++ {
+			if b < blocks && bitGet(written, b) {
+				w := f.Find(uint32(b))
+				return refuse(ErrMergeOrder, fmt.Sprintf("position %d: op %d (%v)", it.pos-1, i, o), fmt.Sprintf("source block %d still intact", b),
+					fmt.Sprintf("it overwritten before by op %d (%v)", w, f.Op(w)))
+			}
+		}
+		bitSet(written, uint64(o.NewBlock))
+	}
+}

@@ -1,0 +1,121 @@
+package cowfile
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io"
+)
+
+// loadV3 takes in the op table, the sequence and, with a label, the resume
+// points of a version 3 file (section 6).
+func (f *File) loadV3(r io.ReaderAt) error {
+	h := &f.h
+	f.comp = h.Compression
+	count := h.OpCount
+	if f.opts.Label != nil {
+		var err error
+		if count, err = f.opsAtLabel(r, *f.opts.Label); err != nil {
+			return err
+		}
+	}
+	if count > maxOps {
+		return refuse(ErrCorrupt, "op_count at byte 54", fmt.Sprintf("at most %d", maxOps), count)
+	}
+	f.n = int(count)
+	var err error
+	if f.seq, err = f.region(r, h.sequenceOffset(), 4*int64(h.SequenceCount)); err != nil {
+		return err
+	}
+	if f.ops, err = f.region(r, h.opOffset(), opSizeV3*int64(f.n)); err != nil {
+		return err
+	}
+	if err := f.checkTableV3(); err != nil {
+		return err
+	}
+	return f.markV3()
+}
+
+func (f *File) checkTableV3() error {
+	pos := f.h.dataOffset()
+	for i := range f.n {
+		o, flags := getOp(f.ops[i*opSizeV3:])
+		if err := checkOp(o, i, f.h.MaxCompression); err != nil {
+			return err
+		}
+		if flags != 0 {
+			return refuse(ErrCorrupt, fmt.Sprintf("op %d (%v): reserved bits of source_info", i, o), 0, fmt.Sprintf("%#x", flags))
+		}
+		if o.DataLength > 0 {
+			if int(o.DataLength) > o.Unit() {
+				return refuse(ErrCorrupt, fmt.Sprintf("op %d (%v): data_length", i, o), fmt.Sprintf("at most the unit, %d", o.Unit()), o.DataLength)
+			}
+			if f.comp == None && int(o.DataLength) != o.Unit() {
+				return refuse(ErrCorrupt, fmt.Sprintf("op %d (%v): uncompressed data", i, o), fmt.Sprintf("%d bytes", o.Unit()), o.DataLength)
+			}
+			if err := f.checkData(o, i, pos); err != nil {
+				return err
+			}
+		}
+		pos += int64(o.DataLength)
+		f.count(o)
+	}
+	f.end = pos
+	return nil
+}
+
+// markV3 records the data position of every markEvery-th op, if anybody will
+// ask for one.
+func (f *File) markV3() error {
+	if f.counts.Xor == 0 {
+		return nil
+	}
+	var err error
+	if f.marks, err = alloc[mark](f, (f.n+markEvery-1)/markEvery); err != nil {
+		return err
+	}
+	pos := f.h.dataOffset()
+	for i := range f.n {
+		if i%markEvery == 0 {
+			f.marks[i/markEvery] = mark{pos: pos, op: uint32(i)}
+		}
+		pos += int64(binary.LittleEndian.Uint32(f.ops[i*opSizeV3:]))
+	}
+	return nil
+}
+
+// ResumePoint says how many ops were durable at a label.
+type ResumePoint struct{ Label, Ops uint64 }
+
+// ReadResumePoints lists the resume points of a version 3 file, oldest first.
+// Writers let resume_point_count run past the capacity; the excess was never
+// stored (section 6.4).
+func ReadResumePoints(r io.ReaderAt, h Header) ([]ResumePoint, error) {
+	n := min(h.ResumePointCount, h.ResumePointMax)
+	b := make([]byte, resumeSize*int(n))
+	if err := readFull(r, b, h.resumeOffset()); err != nil {
+		return nil, err
+	}
+	points := make([]ResumePoint, n)
+	for i := range points {
+		e := b[i*resumeSize:]
+		points[i] = ResumePoint{binary.LittleEndian.Uint64(e), binary.LittleEndian.Uint64(e[8:])}
+	}
+	return points, nil
+}
+
+func (f *File) opsAtLabel(r io.ReaderAt, label uint64) (uint64, error) {
+	points, err := ReadResumePoints(r, f.h)
+	if err != nil {
+		return 0, err
+	}
+	for _, p := range points {
+		if p.Label != label {
+			continue
+		}
+		if p.Ops > f.h.OpCount {
+			return 0, refuse(ErrCorrupt, fmt.Sprintf("resume point of label %d", label), fmt.Sprintf("at most op_count, %d", f.h.OpCount), p.Ops)
+		}
+		return p.Ops, nil
+	}
+	return 0, refuse(ErrNoLabel, fmt.Sprintf("label %d", label), "one of the resume points", fmt.Sprint(points))
+}
