@@ -3,7 +3,6 @@ package cow
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"runtime/debug"
 	"slices"
@@ -46,8 +45,9 @@ type MergeStats struct {
 }
 
 const (
-	bufferBlocks = 256  // blocks read or decoded before they are written: 1 MiB
-	batchBlocks  = 4096 // blocks between two commits: 16 MiB
+	bufferBlocks = 128  // blocks read or decoded before they are written: 512 KiB
+	buffers      = 3    // one being filled, one being written, one between
+	batchBlocks  = 8192 // blocks between two commits: 32 MiB
 
 	// worthBatching is the length from which a conflict-free batch (one
 	// write a block, two syncs) beats a window of the scratch area (two
@@ -84,10 +84,11 @@ type merger struct {
 	peeked int // op that the iterator has given but no batch has taken, or −1
 	batch  []batchOp
 
-	mem    []byte   // one mapping for all of the following
-	buf    []byte   // blocks on their way to the base
-	stored []byte   // compressed data
-	reads  []uint64 // blocks that ops of the batch read
+	mem    []byte      // one mapping for all of the following
+	free   chan []byte // buffers that hold nothing
+	delta  []byte      // decoded data of an xor op
+	stored []byte      // compressed data
+	reads  []uint64    // blocks that ops of the batch read
 }
 
 // batchOp is an op and its first block.
@@ -146,19 +147,22 @@ func (m *merger) setUp() error {
 			return err
 		}
 	}
-	blocks := int(s.source.Size()/blockSize) + 1
-	sizes := []int{(bufferBlocks+maxUnitBlocks)*blockSize + s.file.MaxStored(), (blocks + 63) / 64 * 8}
+	readWords := (int(s.source.Size()/blockSize) + 64) / 64
+	bufferSize := bufferBlocks*blockSize + s.file.MaxUnit()
 	var err error
-	if m.mem, err = mapAnonymous(sizes[0] + sizes[1] + 8); err != nil {
+	if m.mem, err = mapAnonymous(readWords*8 + buffers*bufferSize + blockSize + s.file.MaxStored()); err != nil {
 		return err
 	}
-	m.reads = words(m.mem[:sizes[1]])
-	rest := m.mem[sizes[1]:]
-	m.buf, m.stored = rest[:(bufferBlocks+maxUnitBlocks)*blockSize], rest[(bufferBlocks+maxUnitBlocks)*blockSize:]
+	rest := m.mem
+	cut := func(n int) []byte { b := rest[:n:n]; rest = rest[n:]; return b }
+	m.reads = words(cut(readWords * 8))
+	m.free = make(chan []byte, buffers)
+	for range buffers {
+		m.free <- cut(bufferSize)
+	}
+	m.delta, m.stored = cut(blockSize), rest
 	return nil
 }
-
-const maxUnitBlocks = cowfile.MaxUnit / blockSize
 
 func (m *merger) tearDown() { _ = unix.Munmap(m.mem) }
 
@@ -253,15 +257,18 @@ func (m *merger) forgetReads() {
 func (m *merger) mergeBatch(ctx context.Context) error {
 	n := len(m.batch)
 	slices.SortFunc(m.batch, func(a, b batchOp) int { return cmp.Compare(a.block, b.block) })
-	for rest := m.batch; len(rest) > 0; {
-		k := consecutive(rest, bufferBlocks)
-		if err := m.readOrdered(rest[:k], m.buf); err != nil {
-			return err
+	err := m.transfer(ctx, func(c *carriage) error {
+		for rest := m.batch; len(rest) > 0; {
+			k := consecutive(rest, bufferBlocks)
+			if err := m.readOrdered(rest[:k], c.room(rest[0].block, k)); err != nil {
+				return err
+			}
+			rest = rest[k:]
 		}
-		if err := m.writeBase(ctx, m.buf[:k*blockSize], rest[0].block); err != nil {
-			return err
-		}
-		rest = rest[k:]
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	m.stats.Batches++
 	return m.commit(n)
@@ -309,27 +316,16 @@ func (m *merger) readOrdered(ops []batchOp, dst []byte) error {
 
 func (m *merger) applyXor(ops []batchOp, dst []byte) error {
 	s := m.s
-	delta := m.buf[len(m.buf)-blockSize:] // bufferBlocks never reach so far
 	for k, b := range ops {
 		o := s.file.Op(int(b.op))
 		if o.Type != cowfile.OpXor {
 			continue
 		}
-		if err := s.decode(int(b.op), o, delta, m.stored); err != nil {
+		if err := s.decode(int(b.op), o, m.delta, m.stored); err != nil {
 			return err
 		}
-		xorBytes(dst[k*blockSize:(k+1)*blockSize], delta)
+		xorBytes(dst[k*blockSize:(k+1)*blockSize], m.delta)
 	}
-	return nil
-}
-
-// writeBase writes blocks to the base, no faster than asked.
-func (m *merger) writeBase(ctx context.Context, b []byte, block uint32) error {
-	m.throttle.wait(ctx, len(b))
-	if _, err := m.s.base.WriteAt(b, int64(block)*blockSize); err != nil {
-		return fmt.Errorf("write %d bytes at block %d of the base: %w", len(b), block, err)
-	}
-	m.stats.BlocksWritten += int64(len(b) / blockSize)
 	return nil
 }
 
@@ -383,38 +379,22 @@ func (m *merger) sync(d Device, name string) error {
 // changes, so that any part of the batch can be done twice.
 func (m *merger) mergeUnordered(ctx context.Context) error {
 	m.batch = m.batch[:0]
-	limit := m.throttle.limit(m.o.limits.batch)
-	var (
-		fill   int // blocks in buf
-		start  uint32
-		blocks int
-	)
-	for blocks < limit {
-		i, o, ok := m.next(false)
-		if !ok {
-			break
-		}
-		n := int(o.Blocks())
-		if fill > 0 && (o.NewBlock != start+uint32(fill) || fill >= bufferBlocks) {
-			if err := m.writeBase(ctx, m.buf[:fill*blockSize], start); err != nil {
+	err := m.transfer(ctx, func(c *carriage) error {
+		limit := m.throttle.limit(m.o.limits.batch)
+		for blocks := 0; blocks < limit; {
+			i, o, ok := m.next(false)
+			if !ok {
+				break
+			}
+			if err := m.readUnordered(i, o, c.room(o.NewBlock, int(o.Blocks()))); err != nil {
 				return err
 			}
-			fill = 0
+			blocks += int(o.Blocks())
+			m.batch = append(m.batch, batchOp{o.NewBlock, uint32(i)})
 		}
-		if fill == 0 {
-			start = o.NewBlock
-		}
-		if err := m.readUnordered(i, o, m.buf[fill*blockSize:(fill+n)*blockSize]); err != nil {
-			return err
-		}
-		fill += n
-		blocks += n
-		m.batch = append(m.batch, batchOp{o.NewBlock, uint32(i)})
-	}
-	if len(m.batch) == 0 {
-		return errors.New("merge order: expected a replace or zero op, found none")
-	}
-	if err := m.writeBase(ctx, m.buf[:fill*blockSize], start); err != nil {
+		return nil
+	})
+	if err != nil {
 		return err
 	}
 	m.stats.Batches++

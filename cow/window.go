@@ -53,15 +53,17 @@ func (m *merger) fillScratch() ([]windowBlock, error) {
 	s := m.s
 	h := s.file.Header()
 	l := h.Scratch()
+	buf := <-m.free
+	defer func() { m.free <- buf }()
 	window := make([]windowBlock, len(m.batch))
 	entries := make([]byte, 0, (len(m.batch)+1)*16)
 	for k := 0; k < len(m.batch); {
 		n := min(bufferBlocks, len(m.batch)-k)
-		if err := m.readOrdered(m.batch[k:k+n], m.buf); err != nil {
+		if err := m.readOrdered(m.batch[k:k+n], buf[:n*blockSize]); err != nil {
 			return nil, err
 		}
 		off := l.Data + int64(k)*blockSize
-		if _, err := s.cow.WriteAt(m.buf[:n*blockSize], off); err != nil {
+		if _, err := s.cow.WriteAt(buf[:n*blockSize], off); err != nil {
 			return nil, fmt.Errorf("write to the scratch area: %w", err)
 		}
 		for ; n > 0; n-- {
@@ -94,31 +96,34 @@ func (m *merger) finishWindow() error {
 // done again from its start at any time.
 func (m *merger) writeWindow(ctx context.Context) error {
 	w := m.s.window
-	for k := 0; k < len(w); {
-		n := 1
-		for k+n < len(w) && n < bufferBlocks && w[k+n].block == w[k+n-1].block+1 {
-			n++
+	err := m.transfer(ctx, func(c *carriage) error {
+		for k := 0; k < len(w); {
+			n := 1
+			for k+n < len(w) && n < bufferBlocks && w[k+n].block == w[k+n-1].block+1 {
+				n++
+			}
+			if err := m.readWindow(w[k:k+n], c.room(w[k].block, n)); err != nil {
+				return err
+			}
+			k += n
 		}
-		if err := m.readWindow(w[k : k+n]); err != nil {
-			return err
-		}
-		if err := m.writeBase(ctx, m.buf[:n*blockSize], w[k].block); err != nil {
-			return err
-		}
-		k += n
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	m.stats.Windows++
 	return m.commit(len(w))
 }
 
-// readWindow reads blocks from the scratch area into the buffer.
-func (m *merger) readWindow(w []windowBlock) error {
+// readWindow reads blocks from the scratch area into dst.
+func (m *merger) readWindow(w []windowBlock, dst []byte) error {
 	for k := 0; k < len(w); {
 		n := 1
 		for k+n < len(w) && w[k+n].off == w[k].off+int64(n)*blockSize {
 			n++
 		}
-		if err := readFull(m.s.cow, m.buf[k*blockSize:(k+n)*blockSize], w[k].off); err != nil {
+		if err := readFull(m.s.cow, dst[k*blockSize:(k+n)*blockSize], w[k].off); err != nil {
 			return fmt.Errorf("scratch area: %w", err)
 		}
 		k += n

@@ -165,12 +165,12 @@ func (f *File) checkOrder() error {
 	if f.counts.Copy+f.counts.Xor == 0 {
 		return nil
 	}
-	blocks := uint64(f.counts.LastBlock) + 1
-	written, err := alloc[uint64](f, int((blocks+63)/64))
+	merged, err := alloc[uint64](f, bitWords(f.n))
 	if err != nil {
 		return err
 	}
-	defer release(f, written)
+	defer release(f, merged)
+	hint := 0
 	it := f.Merge(0)
 	for first := -1; ; {
 		i, ok := it.Next()
@@ -190,13 +190,12 @@ func (f *File) checkOrder() error {
 		}
 		f.nOrder++
 		lo, hi := o.SourceBlocks()
-		for b := lo; b <= hi; b++ {
-			if b < blocks && bitGet(written, b) {
-				w := f.Find(uint32(b))
+		for b := lo; b <= min(hi, 1<<32-1); b++ {
+			if w, _ := f.Lookup(&hint, uint32(b)); w >= 0 && bitGet(merged, uint64(w)) {
 				return refuse(ErrMergeOrder, fmt.Sprintf("position %d: op %d (%v)", it.pos-1, i, o), fmt.Sprintf("source block %d still intact", b),
 					fmt.Sprintf("it overwritten before by op %d (%v)", w, f.Op(w)))
 			}
 		}
-		bitSet(written, uint64(o.NewBlock))
+		bitSet(merged, uint64(i))
 	}
 }

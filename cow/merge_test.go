@@ -1,0 +1,260 @@
+package cow
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"cowbird/formats/cowfile"
+
+	"golang.org/x/sys/unix"
+)
+
+func openSample(t testing.TB, c sample) (s *Snapshot, cow, base *memDevice) {
+	t.Helper()
+	cow, base = newMem(c.cow), newMem(c.base)
+	s, err := Open(Options{Cow: cow, Base: base, Size: int64(len(c.target))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	return s, cow, base
+}
+
+// SNU-005, SNU-032: readers see the target at every moment of a merge, windows
+// and commits included.
+func TestReadersDuringMerge(t *testing.T) {
+	for seed := range uint64(6) {
+		c := generate(t, 50+seed, 300, seed%2 == 0)
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			s, _, base := openSample(t, c)
+			var stop atomic.Bool
+			var wg sync.WaitGroup
+			for k := range 3 {
+				wg.Go(func() {
+					r := rand.New(rand.NewPCG(seed, uint64(k)))
+					for !stop.Load() && !t.Failed() {
+						off := r.IntN(len(c.target))
+						b := make([]byte, min(1+r.IntN(40000), len(c.target)-off))
+						if err := readFull(s, b, int64(off)); err != nil || !bytes.Equal(b, c.target[off:off+len(b)]) {
+							t.Errorf("%d bytes at %d: %v, %s", len(b), off, err, firstDifference(b, c.target[off:]))
+						}
+					}
+				})
+			}
+			_, err := s.Merge(context.Background(), MergeOptions{limits: tight})
+			stop.Store(true)
+			wg.Wait()
+			if err != nil || !bytes.Equal(base.data, c.target) {
+				t.Fatalf("merge: %v, %s", err, firstDifference(base.data, c.target))
+			}
+		})
+	}
+}
+
+// SNU-006: a pause stops progress within a batch, and a resume ends it.
+func TestPause(t *testing.T) {
+	c := generate(t, 7, 200, true)
+	s, _, base := openSample(t, c)
+	reached := make(chan Progress, 1)
+	merged := make(chan error, 1)
+	var once sync.Once
+	go func() {
+		_, err := s.Merge(context.Background(), MergeOptions{limits: tight, OnProgress: func(p Progress) {
+			once.Do(func() { s.Pause(); reached <- p })
+		}})
+		merged <- err
+	}()
+	at := <-reached
+	select {
+	case err := <-merged:
+		t.Fatalf("the paused merge ended: %v", err)
+	case <-time.After(50 * time.Millisecond):
+	}
+	if p := s.Progress(); p.MergedOps != at.MergedOps || !p.Paused || p.Status != StatusMerging {
+		t.Errorf("while paused: expected %d merged ops, found %+v", at.MergedOps, p)
+	}
+	readPieces(t, s, c.target)
+	s.Resume()
+	if err := <-merged; err != nil || !bytes.Equal(base.data, c.target) {
+		t.Fatalf("after the pause: %v", err)
+	}
+	if p := s.Progress(); p.Status != StatusComplete {
+		t.Errorf("after the merge: %+v", p)
+	}
+}
+
+// A cancelled merge, paused or not, has committed what it did; the next one
+// goes on from there.
+func TestCancel(t *testing.T) {
+	c := generate(t, 8, 200, true)
+	s, cow, base := openSample(t, c)
+	ctx, cancel := context.WithCancel(context.Background())
+	first, err := s.Merge(ctx, MergeOptions{limits: tight, OnProgress: func(p Progress) {
+		if p.MergedOps > p.TotalOps/2 {
+			cancel()
+		}
+	}})
+	if !errors.Is(err, context.Canceled) || s.Progress().Status != StatusSnapshot {
+		t.Fatalf("expected a cancelled merge and no failure, found %v, %+v", err, s.Progress())
+	}
+	done := s.Progress().MergedOps
+	s2, err := Open(Options{Cow: cow, Base: base, Size: int64(len(c.target))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s2.Close()
+	if got := s2.Progress().MergedOps; got != done || done == 0 {
+		t.Errorf("merged ops on disk: expected %d, found %d", done, got)
+	}
+	second, err := s.Merge(context.Background(), MergeOptions{})
+	if err != nil || !bytes.Equal(base.data, c.target) {
+		t.Fatal(err)
+	}
+	if first.BlocksWritten == 0 || second.BlocksWritten == 0 {
+		t.Errorf("blocks written: %d, then %d", first.BlocksWritten, second.BlocksWritten)
+	}
+}
+
+func TestOneMergeAtATime(t *testing.T) {
+	c := generate(t, 9, 100, true)
+	s, _, _ := openSample(t, c)
+	s.Pause()
+	ctx, cancel := context.WithCancel(context.Background())
+	merged := make(chan error)
+	go func() { _, err := s.Merge(ctx, MergeOptions{}); merged <- err }()
+	for s.Progress().Status != StatusMerging {
+		time.Sleep(time.Millisecond)
+	}
+	if _, err := s.Merge(context.Background(), MergeOptions{}); !errors.Is(err, ErrMerging) {
+		t.Errorf("expected ErrMerging, found %v", err)
+	}
+	cancel()
+	if err := <-merged; !errors.Is(err, context.Canceled) {
+		t.Errorf("expected a cancelled merge, found %v", err)
+	}
+}
+
+// The rate holds over the whole merge, whatever its batches.
+func TestRate(t *testing.T) {
+	c := generate(t, 10, 100, true)
+	s, _, _ := openSample(t, c)
+	const rate = 4 << 20
+	start := time.Now()
+	stats, err := s.Merge(context.Background(), MergeOptions{Rate: rate})
+	if err != nil {
+		t.Fatal(err)
+	}
+	atLeast := time.Duration(float64(stats.BlocksWritten*blockSize) / rate * float64(time.Second) / 2)
+	if took := time.Since(start); took < atLeast {
+		t.Errorf("%d blocks at %d bytes a second: expected at least %v, took %v", stats.BlocksWritten, rate, atLeast, took)
+	}
+}
+
+// SNU-038: data that do not decode end the merge, and it says so; everything
+// else is served on.
+func TestMergeOfBrokenData(t *testing.T) {
+	c, broken := brokenUnit(t)
+	s, _, _ := openSample(t, c)
+	for range 2 { // the second try meets the same error
+		if _, err := s.Merge(context.Background(), MergeOptions{}); !errors.Is(err, cowfile.ErrDecode) {
+			t.Fatalf("expected ErrDecode, found %v", err)
+		}
+		if p := s.Progress(); p.Status != StatusFailed || !errors.Is(p.Err, cowfile.ErrDecode) {
+			t.Errorf("progress: %+v", p)
+		}
+	}
+	checkOnlyBroken(t, s, c, broken)
+}
+
+// SNU-034: an error concerns the blocks of that request only.
+func TestReadOfBrokenData(t *testing.T) {
+	c, broken := brokenUnit(t)
+	s, _, _ := openSample(t, c)
+	checkOnlyBroken(t, s, c, broken)
+}
+
+// brokenUnit is a sample in which the data of one op were overwritten.
+func brokenUnit(t *testing.T) (sample, cowfile.Op) {
+	t.Helper()
+	for seed := uint64(0); ; seed++ {
+		c := generate(t, seed, 60, true)
+		f, err := cowfile.Open(bytes.NewReader(c.cow), int64(len(c.cow)), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range f.NumOps() {
+			o := f.Op(i)
+			if o.Type == cowfile.OpReplace && o.Compression != cowfile.None {
+				off := f.DataOffset(i, o)
+				for k := range int64(o.DataLength) {
+					c.cow[off+k] = 0xff
+				}
+				return c, o
+			}
+		}
+	}
+}
+
+func checkOnlyBroken(t *testing.T, s *Snapshot, c sample, broken cowfile.Op) {
+	t.Helper()
+	b := make([]byte, blockSize)
+	for block := range len(c.target) / blockSize {
+		err := readFull(s, b, int64(block)*blockSize)
+		inside := uint32(block) >= broken.NewBlock && uint32(block) < broken.NewBlock+broken.Blocks()
+		switch {
+		case inside && !errors.Is(err, cowfile.ErrDecode):
+			t.Errorf("block %d: expected ErrDecode, found %v", block, err)
+		case !inside && (err != nil || !bytes.Equal(b, c.target[block*blockSize:][:blockSize])):
+			t.Errorf("block %d is not served: %v", block, err)
+		}
+	}
+}
+
+// A device that fails at once, for one range of bytes.
+type faulty struct {
+	Device
+	from, to int64
+}
+
+func (d *faulty) ReadAt(p []byte, off int64) (int, error) {
+	if off < d.to && off+int64(len(p)) > d.from {
+		return 0, unix.EIO
+	}
+	return d.Device.ReadAt(p, off)
+}
+
+// A merge that meets a failing device leaves a snapshot that serves, and ends
+// well once the device works again.
+func TestMergeRetries(t *testing.T) {
+	c := generate(t, 12, 120, true)
+	base := &faulty{Device: newMem(c.base)}
+	s, err := Open(Options{Cow: newMem(c.cow), Base: base, Size: int64(len(c.target))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if g := int64(len(c.target)); g > base.Size() {
+		_ = base.Device.(Growing).Grow(g)
+	}
+	base.from, base.to = 60*blockSize, 61*blockSize
+	if _, err := s.Merge(context.Background(), MergeOptions{limits: tight}); !errors.Is(err, unix.EIO) {
+		t.Fatalf("expected EIO, found %v", err)
+	}
+	base.to = 0
+	if got := readWhole(t, s, s.Size()); !bytes.Equal(got, c.target) {
+		t.Fatal("after the failure: " + firstDifference(got, c.target))
+	}
+	if _, err := s.Merge(context.Background(), MergeOptions{limits: tight}); err != nil {
+		t.Fatal(err)
+	}
+	if got := base.Device.(*memDevice).data; !bytes.Equal(got, c.target) {
+		t.Fatal("after the retry: " + firstDifference(got, c.target))
+	}
+}

@@ -1,0 +1,147 @@
+package cowfile
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/klauspost/compress/zstd"
+)
+
+// seeds are small real and damaged files, if the fixtures are there; the
+// committed corpus holds more.
+func seeds(f *testing.F, version byte) {
+	dir := os.Getenv("COWBIRD_FIXTURES")
+	if dir == "" {
+		dir = "../../../shared/fixtures"
+	}
+	names, _ := filepath.Glob(filepath.Join(dir, "cow/reject/v"+string(version)+"*.zst"))
+	d, err := zstd.NewReader(nil)
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, name := range names {
+		packed, err := os.ReadFile(name)
+		if err != nil {
+			f.Fatal(err)
+		}
+		b, err := d.DecodeAll(packed, nil)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	for _, o := range []WriterOptions{
+		{Version: 2, NoScratch: true, ClusterOps: 3}, {Version: 2, NoScratch: true},
+		{Version: 3, NoScratch: true, OpCountMax: 5, MaxUnit: 16384, Compression: LZ4},
+	} {
+		var w file
+		c, err := NewWriter(&w, o)
+		if err != nil {
+			f.Fatal(err)
+		}
+		_ = c.Add(Op{Type: OpCopy, NewBlock: 1, Source: 2}, nil)
+		_ = c.Add(Op{Type: OpXor, NewBlock: 7, Source: 5000}, make([]byte, BlockSize))
+		_ = c.Add(Op{Type: OpZero, NewBlock: 2}, nil)
+		_ = c.Add(Op{Type: OpReplace, NewBlock: 3}, make([]byte, BlockSize))
+		if _, err := c.Finish(); err != nil {
+			f.Fatal(err)
+		}
+		f.Add(w.b)
+	}
+}
+
+// A header is refused, or says the same when it is written and read again.
+func FuzzHeader(f *testing.F) {
+	seeds(f, '2')
+	seeds(f, '3')
+	f.Fuzz(func(t *testing.T, b []byte) {
+		h, err := ReadHeader(bytes.NewReader(b), int64(len(b)))
+		if err != nil {
+			return
+		}
+		again, err := ParseHeader(h.AppendTo(nil))
+		if err != nil || again != h {
+			t.Fatalf("%+v became %+v, %v", h, again, err)
+		}
+	})
+}
+
+// FuzzOpTable opens version 3 files, FuzzClusters version 2 files. What opens
+// can be walked, looked up and decoded without a panic, and within bounded
+// memory.
+func FuzzOpTable(f *testing.F) {
+	seeds(f, '3')
+	f.Fuzz(func(t *testing.T, b []byte) { openAndUse(t, b) })
+}
+
+func FuzzClusters(f *testing.F) {
+	seeds(f, '2')
+	f.Fuzz(func(t *testing.T, b []byte) { openAndUse(t, b) })
+}
+
+func openAndUse(t *testing.T, b []byte) {
+	used := 0
+	limit := 3*len(b) + 4096
+	opts := Options{Alloc: func(n int) ([]byte, error) {
+		if used += n; used > limit {
+			t.Fatalf("%d bytes asked for a file of %d", used, len(b))
+		}
+		return make([]byte, n), nil
+	}}
+	r := bytes.NewReader(b)
+	_ = WalkRaw(r, int64(len(b)), func(RawOp) bool { return true })
+	for _, label := range []uint64{0, 1} {
+		opts := opts
+		opts.Label = &label
+		_, _ = Open(r, int64(len(b)), &opts)
+	}
+	used = 0
+	f, err := Open(r, int64(len(b)), &opts)
+	if err != nil {
+		return
+	}
+	if s, err := f.ReadState(r); err == nil && s == StateReadDone {
+		_, _ = f.ReadScratch(r)
+	}
+	unit := make([]byte, f.MaxUnit())
+	n := 0
+	for it := f.Merge(0); ; n++ {
+		i, ok := it.Next()
+		if !ok {
+			break
+		}
+		o := f.Op(i)
+		if f.Find(o.NewBlock) != i {
+			t.Fatalf("op %d is not found by its block", i)
+		}
+		if o.DataLength > 0 && n < 16 {
+			off := f.DataOffset(i, o)
+			_ = Decode(o.Compression, unit[:o.Unit()], b[off:off+int64(o.DataLength)])
+		}
+	}
+	if n != f.NumOps() {
+		t.Fatalf("%d ops, %d in merge order", f.NumOps(), n)
+	}
+}
+
+// FuzzDecode feeds arbitrary data to the decoders.
+func FuzzDecode(f *testing.F) {
+	for c := None; c <= Zstd; c++ {
+		enc, err := NewEncoder(3, c, min(c.DefaultLevel(), 4), BlockSize)
+		if err != nil {
+			f.Fatal(err)
+		}
+		stored, _, err := enc.Encode(bytes.Repeat([]byte("seed"), BlockSize/4))
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(uint32(c), append([]byte(nil), stored...))
+	}
+	f.Fuzz(func(t *testing.T, c uint32, b []byte) {
+		var unit [2 * BlockSize]byte
+		_ = Decode(Compression(c), unit[:], b)
+		_ = Decode(Compression(c), unit[:BlockSize], b)
+	})
+}
