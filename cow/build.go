@@ -25,7 +25,9 @@ type BuildOptions struct {
 	Base, Target Image
 	Version      int // of the format, 2 or 3; 0 means 3
 	Compression  cowfile.Compression
-	Level        int // as given by cowfile.ParseCompression
+	// NewCompressor makes a compressor for that algorithm and units of up to
+	// MaxUnit bytes, one for each worker; package formats/compress has them.
+	NewCompressor func() (func(dst, unit []byte) ([]byte, error), error)
 	// MaxUnit is the largest unit in bytes, a power of two from 4 KiB to
 	// 256 KiB; 0 means 64 KiB, or 4 KiB in version 2.
 	MaxUnit int

@@ -63,6 +63,9 @@ func build(t testing.TB, base, target []byte, o BuildOptions) ([]byte, BuildStat
 	t.Helper()
 	o.Base = Image{bytes.NewReader(base), int64(len(base))}
 	o.Target = Image{bytes.NewReader(target), int64(len(target))}
+	o.NewCompressor = func() (func(dst, unit []byte) ([]byte, error), error) {
+		return compressor(t, o.Compression, min(o.Compression.DefaultLevel(), 3), max(o.MaxUnit, 64<<10)), nil
+	}
 	out := &growMem{}
 	stats, err := Build(context.Background(), out, o)
 	if err != nil {
@@ -79,10 +82,7 @@ func build(t testing.TB, base, target []byte, o BuildOptions) ([]byte, BuildStat
 func TestBuild(t *testing.T) {
 	for seed := range uint64(40) {
 		version, comp := 2+int(seed%2), cowfile.Compression(seed/2%5)
-		o := BuildOptions{Version: version, Compression: comp, Level: comp.DefaultLevel(), NoXor: seed%7 == 0}
-		if comp == cowfile.Brotli {
-			o.Level = 3
-		}
+		o := BuildOptions{Version: version, Compression: comp, NoXor: seed%7 == 0}
 		if version == 3 {
 			o.MaxUnit = blockSize << (seed % 7)
 		}
@@ -124,7 +124,7 @@ func TestBuildIsReproducible(t *testing.T) {
 	base, target := pair(77)
 	var first []byte
 	for _, workers := range []int{1, 2, 3, 8, 1} {
-		cow, _ := build(t, base, target, BuildOptions{Compression: cowfile.Zstd, Level: 3, Workers: workers})
+		cow, _ := build(t, base, target, BuildOptions{Compression: cowfile.Zstd, Workers: workers})
 		if first == nil {
 			first = cow
 		}
@@ -192,7 +192,7 @@ func TestUnits(t *testing.T) {
 	for i := 5; i < 5+37; i++ { // 16 + 16 + 4 + 1 blocks
 		target[i*blockSize] = byte(i)
 	}
-	cow, stats := build(t, base, target, BuildOptions{Compression: cowfile.Zstd, Level: 3, MaxUnit: 64 << 10})
+	cow, stats := build(t, base, target, BuildOptions{Compression: cowfile.Zstd, MaxUnit: 64 << 10})
 	f, err := cowfile.Open(bytes.NewReader(cow), int64(len(cow)), nil)
 	if err != nil {
 		t.Fatal(err)

@@ -13,7 +13,14 @@ import (
 func sortBlocks(b []uint32) { slices.Sort(b) }
 
 func (b *builder) newEncoder() (*cowfile.Encoder, error) {
-	return cowfile.NewEncoder(b.o.Version, b.o.Compression, b.o.Level, b.o.MaxUnit)
+	if b.o.Compression == cowfile.None {
+		return cowfile.NewEncoder(b.o.Version, cowfile.None, nil), nil
+	}
+	compress, err := b.o.NewCompressor()
+	if err != nil {
+		return nil, err
+	}
+	return cowfile.NewEncoder(b.o.Version, b.o.Compression, compress), nil
 }
 
 // emit writes the ops: the ordered ones in merge order, then zero and replace

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"testing"
 
+	"cowbird/formats/compress"
 	"cowbird/formats/cowfile"
 )
 
@@ -43,9 +44,7 @@ func generate(t testing.TB, seed uint64, blocks int, scratch bool) sample {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if g.enc, err = cowfile.NewEncoder(version, comp, comp.DefaultLevel(), max(opts.MaxUnit, blockSize)); err != nil {
-		t.Fatal(err)
-	}
+	g.enc = encoder(t, version, comp, comp.DefaultLevel(), max(opts.MaxUnit, blockSize))
 	g.w = w
 	for range g.r.IntN(3 * blocks) {
 		g.addOrdered(t)
@@ -58,6 +57,20 @@ func generate(t testing.TB, seed uint64, blocks int, scratch bool) sample {
 	}
 	name := fmt.Sprintf("seed%d/v%d/%v/%d_blocks/%d_ops/scratch_%v", seed, version, comp, blocks, len(g.ops), scratch)
 	return sample{name, mem.b, g.base, g.target, g.ops}
+}
+
+func compressor(t testing.TB, c cowfile.Compression, level, maxUnit int) func(dst, unit []byte) ([]byte, error) {
+	t.Helper()
+	f, err := compress.New(c.String(), level, maxUnit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+func encoder(t testing.TB, version int, c cowfile.Compression, level, maxUnit int) *cowfile.Encoder {
+	t.Helper()
+	return cowfile.NewEncoder(version, c, compressor(t, c, level, maxUnit))
 }
 
 type generator struct {

@@ -37,10 +37,7 @@ func runsSample(t testing.TB) sample {
 	if err != nil {
 		t.Fatal(err)
 	}
-	enc, err := cowfile.NewEncoder(3, cowfile.LZ4, 0, 64<<10)
-	if err != nil {
-		t.Fatal(err)
-	}
+	enc := encoder(t, 3, cowfile.LZ4, 0, 64<<10)
 	add := func(o cowfile.Op, stored []byte) {
 		if err := w.Add(o, stored); err != nil {
 			t.Fatal(err)

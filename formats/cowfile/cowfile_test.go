@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"testing"
+
+	"cowbird/formats/compress"
 )
 
 // COW-122, COW-123, COW-124: the bit fields of an op do not disturb each other.
@@ -62,6 +64,15 @@ func TestParseCompression(t *testing.T) {
 			t.Errorf("%q was accepted", s)
 		}
 	}
+}
+
+func encoder(t testing.TB, version int, c Compression, level, maxUnit int) *Encoder {
+	t.Helper()
+	f, err := compress.New(c.String(), level, maxUnit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return NewEncoder(version, c, f)
 }
 
 // file is a COW in memory.
@@ -182,10 +193,7 @@ func TestWriterV2Clusters(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	enc, err := NewEncoder(2, GZ, 9, BlockSize)
-	if err != nil {
-		t.Fatal(err)
-	}
+	enc := encoder(t, 2, GZ, 9, BlockSize)
 	for i := range 2 {
 		stored, c, err := enc.Encode(bytes.Repeat([]byte{byte(i)}, BlockSize))
 		if err != nil {
@@ -220,10 +228,7 @@ func TestEncodeDecode(t *testing.T) {
 	for c := None; c <= Zstd; c++ {
 		for _, version := range []int{2, 3} {
 			for unit := BlockSize; unit <= MaxUnit && (version == 3 || unit == BlockSize); unit *= 2 {
-				enc, err := NewEncoder(version, c, min(c.DefaultLevel(), 5), unit)
-				if err != nil {
-					t.Fatal(err)
-				}
+				enc := encoder(t, version, c, min(c.DefaultLevel(), 5), unit)
 				for _, every := range []int{1, 3, 100} {
 					data := make([]byte, unit)
 					for i := 0; i < unit; i += every {

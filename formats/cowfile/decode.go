@@ -2,12 +2,12 @@ package cowfile
 
 import (
 	"bytes"
+	"compress/zlib"
 	"fmt"
 	"io"
 	"sync"
 
-	"github.com/andybalholm/brotli"
-	"github.com/klauspost/compress/zlib"
+	"github.com/dsnet/compress/brotli"
 	"github.com/klauspost/compress/zstd"
 	"github.com/pierrec/lz4/v4"
 )
@@ -100,7 +100,11 @@ var brotliPool = sync.Pool{New: func() any {
 		if b, ok := d.r.(*brotli.Reader); ok {
 			return b.Reset(&d.src)
 		}
-		d.r = brotli.NewReader(&d.src)
+		b, err := brotli.NewReader(&d.src, nil)
+		if err != nil {
+			return err
+		}
+		d.r = b
 		return nil
 	}}
 }}

@@ -129,10 +129,7 @@ func openAndUse(t *testing.T, b []byte) {
 // FuzzDecode feeds arbitrary data to the decoders.
 func FuzzDecode(f *testing.F) {
 	for c := None; c <= Zstd; c++ {
-		enc, err := NewEncoder(3, c, min(c.DefaultLevel(), 4), BlockSize)
-		if err != nil {
-			f.Fatal(err)
-		}
+		enc := encoder(f, 3, c, min(c.DefaultLevel(), 4), BlockSize)
 		stored, _, err := enc.Encode(bytes.Repeat([]byte("seed"), BlockSize/4))
 		if err != nil {
 			f.Fatal(err)
