@@ -32,9 +32,21 @@ type Growing interface {
 // Mapping is a Device whose bytes can be mapped into memory.
 type Mapping interface {
 	Device
-	// Map maps n bytes from off, read-only and shared; unmap gives them back.
-	Map(off int64, n int) (b []byte, unmap func(), err error)
+	// Map maps n bytes from off, read-only and shared.
+	Map(off int64, n int) (*MappedBytes, error)
 }
+
+// MappedBytes are bytes of a file in memory.
+type MappedBytes struct {
+	B     []byte
+	pages []byte
+}
+
+// Drop lets go of the pages; they come back when they are looked at.
+func (m *MappedBytes) Drop() { _ = unix.Madvise(m.pages, unix.MADV_DONTNEED) }
+
+// Unmap ends the mapping. B must not be used any more.
+func (m *MappedBytes) Unmap() { _ = unix.Munmap(m.pages) }
 
 // FileDevice is a regular file or a block device.
 type FileDevice struct {
@@ -122,16 +134,16 @@ func (d *FileDevice) Grow(size int64) error {
 }
 
 // Map implements Mapping.
-func (d *FileDevice) Map(off int64, n int) ([]byte, func(), error) {
+func (d *FileDevice) Map(off int64, n int) (*MappedBytes, error) {
 	if end := off + int64(n); off < 0 || end > d.size {
-		return nil, nil, fmt.Errorf("map %s: expected a range inside %d bytes, found %d to %d", d.Path(), d.size, off, end)
+		return nil, fmt.Errorf("map %s: expected a range inside %d bytes, found %d to %d", d.Path(), d.size, off, end)
 	}
 	inPage := int(off % int64(os.Getpagesize()))
 	b, err := unix.Mmap(int(d.f.Fd()), off-int64(inPage), n+inPage, unix.PROT_READ, unix.MAP_SHARED)
 	if err != nil {
-		return nil, nil, fmt.Errorf("map %s: %w", d.Path(), err)
+		return nil, fmt.Errorf("map %s: %w", d.Path(), err)
 	}
-	return b[inPage:], func() { _ = unix.Munmap(b) }, nil
+	return &MappedBytes{B: b[inPage:], pages: b}, nil
 }
 
 // Close closes the file.

@@ -29,7 +29,7 @@ func words(b []byte) []uint64 {
 // arena is memory that lives as long as a snapshot.
 type arena struct {
 	blocks [][]byte
-	unmaps []func()
+	mapped []*MappedBytes
 }
 
 func (a *arena) alloc(n int) ([]byte, error) {
@@ -50,11 +50,19 @@ func (a *arena) free(b []byte) {
 
 func (a *arena) mapDevice(d Mapping) func(int64, int) ([]byte, error) {
 	return func(off int64, n int) ([]byte, error) {
-		b, unmap, err := d.Map(off, n)
-		if err == nil {
-			a.unmaps = append(a.unmaps, unmap)
+		m, err := d.Map(off, n)
+		if err != nil {
+			return nil, err
 		}
-		return b, err
+		a.mapped = append(a.mapped, m)
+		return m.B, nil
+	}
+}
+
+// trim lets go of mapped pages, which the kernel has in its cache as well.
+func (a *arena) trim() {
+	for _, m := range a.mapped {
+		m.Drop()
 	}
 }
 
@@ -62,8 +70,8 @@ func (a *arena) close() {
 	for _, b := range a.blocks {
 		_ = unix.Munmap(b)
 	}
-	for _, unmap := range a.unmaps {
-		unmap()
+	for _, m := range a.mapped {
+		m.Unmap()
 	}
 	*a = arena{}
 }

@@ -212,7 +212,14 @@ func (s *Snapshot) Size() int64 { return s.size }
 func (s *Snapshot) File() *cowfile.File { return s.file }
 
 // Trim gives memory that no request owns back to the kernel.
-func (s *Snapshot) Trim() { s.work.trim() }
+func (s *Snapshot) Trim() {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if !s.closed {
+		s.work.trim()
+		s.arena.trim()
+	}
+}
 
 // Close waits for requests to end and releases the snapshot's memory. A merge
 // must have been stopped before.

@@ -1,0 +1,63 @@
+# Everything a developer runs. `make help` lists it.
+#
+# Builds are static and reproducible: no cgo, no paths, no version-control
+# stamp, so the same tree gives the same bytes on every machine.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+COMMANDS  := snapuserd cowtool otactl
+PLATFORMS := linux/amd64 linux/arm64 linux/arm linux/riscv64 android/arm64
+GOBUILD   := CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags='-s -w'
+FUZZTIME  ?= 10s
+TESTFLAGS ?=
+BENCHFLAGS ?=
+
+.PHONY: help demo test bench build cross lint fuzz clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo: ## an update built, served, mounted, merged through a crash (root, < 3 minutes)
+	@tools/setup.sh demo
+	@$(MAKE) --no-print-directory build
+	@tools/demo.sh
+
+test: ## set-up, lint and every test under the race detector
+	@tools/setup.sh test
+	@$(MAKE) --no-print-directory lint
+	go test -race -timeout 25m $(TESTFLAGS) ./...
+	@tools/norace.sh $(TESTFLAGS)
+
+bench: ## measure what is promised, beside its reference (root; BENCHFLAGS=-quick)
+	@tools/setup.sh bench
+	@$(MAKE) --no-print-directory build
+	go run ./tools/bench -bin bin $(BENCHFLAGS)
+
+build: ## the commands for this machine, static, into bin/
+	@tools/setup.sh build
+	@mkdir -p bin
+	@for c in $(COMMANDS); do $(GOBUILD) -o bin/$$c ./cmd/$$c; done
+	@echo "built $(addprefix bin/,$(COMMANDS))"
+
+cross: ## the commands for every platform, into bin/OS-ARCH/, and a look at what came out
+	@tools/setup.sh build
+	@for p in $(PLATFORMS); do \
+		out=bin/$${p/\//-}; mkdir -p $$out; \
+		for c in $(COMMANDS); do GOOS=$${p%/*} GOARCH=$${p#*/} $(GOBUILD) -o $$out/$$c ./cmd/$$c; done; \
+	done
+	@go run ./tools/elfcheck $(foreach p,$(PLATFORMS),$(addprefix bin/$(subst /,-,$(p))/,$(COMMANDS)))
+	@HOUSE_CROSS_BUILT=1 go test -count=1 -run '^TestAndroidBp' ./tools/house
+
+lint: ## gofmt, go vet, staticcheck, shell syntax
+	@out=$$(gofmt -l $$(go list -f '{{.Dir}}' ./...)); if [ -n "$$out" ]; then echo "gofmt would change:"; echo "$$out"; exit 1; fi
+	go vet ./...
+	go tool staticcheck ./...
+	@for s in .ci/run tools/*.sh; do bash -n $$s; done
+
+fuzz: ## every fuzz target for FUZZTIME (10s)
+	@tools/fuzz.sh $(FUZZTIME)
+
+clean: ## remove bin/
+	rm -rf bin

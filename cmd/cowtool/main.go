@@ -1,0 +1,16 @@
+// Command cowtool makes, inspects, checks and applies COW files, on a build host
+// or on a device.
+package main
+
+import (
+	"io"
+	"os"
+
+	"cowbird/cmd/internal/cli"
+)
+
+func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
+
+func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	return cli.Program{Root: newRoot(), Advice: advice}.Run(args, stdin, stdout, stderr)
+}

@@ -1,0 +1,103 @@
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"runtime"
+	"strings"
+
+	"cowbird/dmuser"
+	"cowbird/ota/snapd"
+)
+
+// Exit codes.
+const (
+	exitOK     = 0
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+const usage = `Usage: snapuserd [flags]         serve until SIGTERM
+       snapuserd [flags] probe   print which carriers this kernel offers
+
+Serves snapshots (base + COW) as block devices and merges them, for clients
+such as otactl on the control socket. Runs in the foreground.
+
+Examples:
+  snapuserd --socket /run/snapuserd.sock
+  snapuserd --carrier fuse --log-level debug
+  snapuserd --gid 1000      members of group 1000 may use the socket too
+
+Flags:
+`
+
+const usageEnd = `
+Clients must be root, run as the daemon's own user, or belong to --gid.
+On SIGTERM and SIGINT merges commit what they are at, devices are closed, and
+the socket is removed. With NOTIFY_SOCKET set, readiness is told to systemd.
+
+Exit codes: 0 ok, 1 failed or refused, 2 usage.
+`
+
+type options struct {
+	socket  string
+	carrier string
+	group   int
+	level   slog.Level
+	probe   bool
+}
+
+func parse(args []string, stderr io.Writer) (options, error) {
+	var o options
+	set := flag.NewFlagSet("snapuserd", flag.ContinueOnError)
+	set.SetOutput(stderr)
+	set.Usage = func() {
+		fmt.Fprint(stderr, usage)
+		set.PrintDefaults()
+		fmt.Fprint(stderr, usageEnd)
+	}
+	set.StringVar(&o.socket, "socket", defaultSocket(runtime.GOOS), "`path` of the control socket")
+	set.StringVar(&o.carrier, "carrier", dmuser.Auto, "how the kernel asks: auto, dm-user, ublk, nbd or fuse; `name`")
+	set.IntVar(&o.group, "gid", snapd.NoGroup, "group whose members may use the socket too; `number`, -1 for none")
+	set.TextVar(&o.level, "log-level", slog.LevelInfo, "debug, info, warn or error; `level`")
+	if err := parseFlags(set, args, stderr); err != nil {
+		return o, err
+	}
+	return o, o.takeArgs(set.Args())
+}
+
+// parseFlags keeps the flag package from printing all of the usage for one
+// wrong flag.
+func parseFlags(set *flag.FlagSet, args []string, stderr io.Writer) error {
+	help := set.Usage
+	set.Usage = func() {}
+	set.SetOutput(io.Discard)
+	err := set.Parse(args)
+	if errors.Is(err, flag.ErrHelp) {
+		set.SetOutput(stderr)
+		help()
+	}
+	return err
+}
+
+func (o *options) takeArgs(args []string) error {
+	switch {
+	case len(args) == 0:
+		return nil
+	case len(args) == 1 && args[0] == "probe":
+		o.probe = true
+		return nil
+	}
+	return fmt.Errorf("expected no argument, or probe; found %q", strings.Join(args, " "))
+}
+
+// defaultSocket is where clients look for the daemon.
+func defaultSocket(goos string) string {
+	if goos == "android" {
+		return "/dev/socket/snapuserd"
+	}
+	return "/run/snapuserd.sock"
+}

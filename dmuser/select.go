@@ -1,0 +1,63 @@
+package dmuser
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// Auto is the name that makes Select probe.
+const Auto = "auto"
+
+// planned are the carriers that have a name but no code in this build.
+var planned = []string{"dm-user", "ublk", "nbd"}
+
+// Select returns the carrier called name. Auto stands for the first of Carriers
+// whose Probe succeeds; a name given outright is not probed. The error wraps
+// ErrUnsupported when the carrier exists but not here, and ErrUnknownCarrier
+// when there is none of that name.
+func Select(name string) (Carrier, error) {
+	carriers := Carriers()
+	if name == Auto {
+		return firstUsable(carriers)
+	}
+	for _, c := range carriers {
+		if c.Name() == name {
+			return c, nil
+		}
+	}
+	for _, p := range planned {
+		if p == name {
+			return nil, fmt.Errorf("%w: %q is known, but this build has only %s",
+				ErrUnsupported, name, namesOf(carriers))
+		}
+	}
+	return nil, fmt.Errorf("%w: expected one of %s, found %q", ErrUnknownCarrier,
+		strings.Join(append([]string{Auto, namesOf(carriers)}, planned...), ", "), name)
+}
+
+func firstUsable(carriers []Carrier) (Carrier, error) {
+	var failures []error
+	for _, c := range carriers {
+		err := c.Probe()
+		if err == nil {
+			return c, nil
+		}
+		failures = append(failures, fmt.Errorf("%s: %w", c.Name(), err))
+	}
+	if len(failures) == 0 {
+		return nil, fmt.Errorf("%w: this build has no carrier", ErrUnsupported)
+	}
+	return nil, errors.Join(failures...)
+}
+
+func namesOf(carriers []Carrier) string {
+	if len(carriers) == 0 {
+		return "none"
+	}
+	names := make([]string, len(carriers))
+	for i, c := range carriers {
+		names[i] = c.Name()
+	}
+	return strings.Join(names, ", ")
+}

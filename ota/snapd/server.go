@@ -1,0 +1,239 @@
+package snapd
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+var (
+	// ErrRunning: another daemon answers on the control socket.
+	ErrRunning = errors.New("snapuserd is running already")
+	// ErrPeer: a client that may not use the control socket.
+	ErrPeer = errors.New("client is neither root nor in the group of the control socket")
+	// ErrUnknown: no snapshot has that name.
+	ErrUnknown = errors.New("unknown snapshot")
+	// ErrExists: a snapshot of that name is there already.
+	ErrExists = errors.New("snapshot exists already")
+	// ErrNotStarted: the snapshot has no block device.
+	ErrNotStarted = errors.New("snapshot is not started")
+	// ErrStarted: the snapshot has a block device already.
+	ErrStarted = errors.New("snapshot is started already")
+	// ErrLeaving: the daemon is about to leave and begins nothing new.
+	ErrLeaving = errors.New("snapuserd is about to leave")
+	// ErrName: not a name for a snapshot.
+	ErrName = errors.New("bad snapshot name")
+	// ErrNotHere: a command of Android's daemon that this one does not have.
+	ErrNotHere = errors.New("not supported by this daemon")
+)
+
+// Defaults of Config.
+const (
+	DefaultClients = 32
+	DefaultMerges  = 2
+	DefaultQuiet   = 2 * time.Second
+)
+
+// abortWait bounds how long the daemon waits, on its way out, for requests of a
+// device that was in use.
+const abortWait = 5 * time.Second
+
+// Backend is what a carrier serves. Size is in bytes.
+type Backend interface {
+	io.ReaderAt
+	Size() int64
+}
+
+// Device is one served block device.
+type Device interface {
+	// Path is the block device's node.
+	Path() string
+	// Close takes the device away, or changes nothing and says who holds it.
+	Close() error
+	// Abort takes it away from whoever holds it.
+	Abort() error
+	// Done is closed when the last call of the backend has returned.
+	Done() <-chan struct{}
+}
+
+// Attacher makes block devices: a carrier.
+type Attacher interface {
+	Name() string
+	Attach(ctx context.Context, name string, b Backend) (Device, error)
+}
+
+// Config says how to serve. Zero values of numbers mean the defaults, except
+// for Group.
+type Config struct {
+	Socket   string
+	Group    int // group that may use the socket, or NoGroup
+	Carrier  Attacher
+	Log      *slog.Logger
+	Clients  int           // at a time
+	Merges   int           // at a time; the others wait their turn
+	Quiet    time.Duration // without requests until memory is given back
+	Leaving  func()        // called when Serve begins to end; may be nil
+	restHook func()        // for tests
+}
+
+// Server is the daemon behind its control socket. Its methods are safe for
+// concurrent use.
+type Server struct {
+	cfg      Config
+	log      *slog.Logger
+	listener *listener
+	quiet    *quiet
+	ctx      context.Context // of everything that the server does
+	cancel   context.CancelFunc
+	work     sync.WaitGroup // merges
+	talks    sync.WaitGroup // clients
+	drained  chan struct{}  // closed when detached and no device is left
+
+	mu      sync.Mutex
+	snaps   map[string]*snap
+	clients []*client // the longest silent first
+	queue   []*snap   // merges that wait
+	merging int
+	paused  bool // snapshots to come are paused
+	leaving bool
+	empty   bool // drained is closed
+}
+
+// Listen makes the control socket. Serve must follow.
+func Listen(cfg Config) (*Server, error) {
+	if cfg.Clients == 0 {
+		cfg.Clients = DefaultClients
+	}
+	if cfg.Merges == 0 {
+		cfg.Merges = DefaultMerges
+	}
+	if cfg.Quiet == 0 {
+		cfg.Quiet = DefaultQuiet
+	}
+	l, err := listen(cfg.Socket, cfg.Group)
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{cfg: cfg, log: cfg.Log, listener: l, snaps: map[string]*snap{}, drained: make(chan struct{})}
+	s.quiet = newQuiet(cfg.Quiet, s.rest, wakeHeap)
+	s.quiet.touch()
+	return s, nil
+}
+
+// Serve obeys clients until ctx ends or a client says stop or detach. Before
+// it returns, merges have committed what they were at, and all devices are
+// closed, those in use as well.
+func (s *Server) Serve(ctx context.Context) {
+	s.ctx, s.cancel = context.WithCancel(ctx)
+	defer s.cancel()
+	stop := context.AfterFunc(s.ctx, s.listener.close)
+	defer stop()
+	s.acceptAll()
+	select {
+	case <-s.ctx.Done():
+	case <-s.drained:
+	}
+	s.shutdown()
+}
+
+// acceptAll returns when the listener is closed.
+func (s *Server) acceptAll() {
+	for {
+		fd, err := s.listener.accept()
+		switch {
+		case err == nil:
+			s.welcome(fd)
+		case errors.Is(err, unix.EINTR) || errors.Is(err, unix.ECONNABORTED):
+		case s.isLeaving():
+			return
+		default:
+			// Out of descriptors or memory, which passes.
+			s.log.Error("accept a client", "err", err)
+			time.Sleep(100 * time.Millisecond)
+		}
+	}
+}
+
+func (s *Server) isLeaving() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.leaving || s.ctx.Err() != nil
+}
+
+// detach stops taking clients and merging, and lets the devices be until they
+// go.
+func (s *Server) detach() {
+	s.log.Info("detached: leaving when the last block device is gone")
+	s.mu.Lock()
+	s.leaving = true
+	for _, n := range s.snaps {
+		s.dequeue(n)
+	}
+	s.checkDrained()
+	s.mu.Unlock()
+	s.listener.close()
+}
+
+// checkDrained is called with mu held when a device may have been the last.
+func (s *Server) checkDrained() {
+	for _, n := range s.snaps {
+		if n.device != nil {
+			return
+		}
+	}
+	if s.leaving && !s.empty {
+		s.empty = true
+		close(s.drained)
+	}
+}
+
+// shutdown ends clients, then merges, then devices.
+func (s *Server) shutdown() {
+	if s.cfg.Leaving != nil {
+		s.cfg.Leaving()
+	}
+	s.mu.Lock()
+	s.leaving = true
+	for _, n := range s.snaps {
+		s.dequeue(n)
+	}
+	for _, c := range s.clients {
+		_ = c.conn.Close()
+	}
+	s.mu.Unlock()
+	s.cancel()
+	s.listener.close()
+	s.talks.Wait()
+	s.work.Wait()
+	for _, n := range s.all() {
+		n.leave(s.log)
+	}
+	s.quiet.stop()
+}
+
+// all lists the snapshots, sorted by name.
+func (s *Server) all() []*snap {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.SortedFunc(maps.Values(s.snaps), func(a, b *snap) int { return strings.Compare(a.name, b.name) })
+}
+
+// rest gives back all memory that nobody owns.
+func (s *Server) rest() {
+	for _, n := range s.all() {
+		n.snapshot.Trim()
+	}
+	restHeap()
+	s.log.Debug("quiet: memory given back")
+	if s.cfg.restHook != nil {
+		s.cfg.restHook()
+	}
+}

@@ -1,0 +1,67 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"time"
+)
+
+// idle measures what the daemon holds some time after the last request, with
+// one snapshot mapped that has been read to the end, beside QEMU's daemon with
+// the same content.
+func (b *bench) idle() error {
+	defer b.undo(b.mark())
+	ours, err := b.mapOurs()
+	if err != nil {
+		return err
+	}
+	theirs, err := b.mapQemu("all", b.qemuAll)
+	if err != nil {
+		return err
+	}
+	if err := b.sameContent(ours.device, theirs.device); err != nil {
+		return err
+	}
+	settle, window := 60*time.Second, 10*time.Second
+	if b.quick {
+		settle = 10 * time.Second
+	}
+	progress("  waiting %v", settle)
+	time.Sleep(settle)
+	o, err := observe(ours.pid(), window)
+	if err != nil {
+		return err
+	}
+	q, err := observe(theirs.pid(), window)
+	if err != nil {
+		return err
+	}
+	b.idleRows(o, q, settle)
+	return nil
+}
+
+func (b *bench) idleRows(ours, qemu footprint, settle time.Duration) {
+	mb := func(n int64) float64 { return float64(n) / 1e6 }
+	ref := func(n int64) string { return fmt.Sprintf("%.1f MB", mb(n)) }
+	when := fmt.Sprintf("daemon idle, %v after the last request: ", settle)
+	b.table.value(when+"RSS", mb(ours.rss), ref(qemu.rss), atMost(6, "MB"))
+	b.table.value(when+"anonymous", mb(ours.anonymous), ref(qemu.anonymous), atMost(2, "MB"))
+	b.table.info(when+"private dirty", ref(ours.privateDirty), ref(qemu.privateDirty), "")
+	b.table.info(when+"threads", fmt.Sprint(ours.threads), fmt.Sprint(qemu.threads), "")
+	b.table.value(when+"wake-ups in 10 s", float64(ours.wakeups), fmt.Sprint(qemu.wakeups), atMost(0, ""))
+}
+
+// binary builds the daemon for a device and weighs it.
+func (b *bench) binary() error {
+	path := b.path("snapuserd.arm64")
+	if _, err := output("env", "CGO_ENABLED=0", "GOOS=linux", "GOARCH=arm64",
+		"go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", path, "./cmd/snapuserd"); err != nil {
+		return err
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	b.table.value("snapuserd, stripped, linux/arm64", float64(info.Size())/1e6, "", atMost(6, "MB"))
+	return nil
+}
