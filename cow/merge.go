@@ -84,11 +84,11 @@ type merger struct {
 	peeked int // op that the iterator has given but no batch has taken, or −1
 	batch  []batchOp
 
-	mem    []byte      // one mapping for all of the following
-	free   chan []byte // buffers that hold nothing
-	delta  []byte      // decoded data of an xor op
-	stored []byte      // compressed data
-	reads  []uint64    // blocks that ops of the batch read
+	mem    []byte     // one mapping for all of the following
+	free   chan *load // those that hold nothing
+	delta  []byte     // decoded data of an xor op
+	stored []byte     // compressed data
+	reads  []uint64   // blocks that ops of the batch read
 }
 
 // batchOp is an op and its first block.
@@ -156,9 +156,9 @@ func (m *merger) setUp() error {
 	rest := m.mem
 	cut := func(n int) []byte { b := rest[:n:n]; rest = rest[n:]; return b }
 	m.reads = words(cut(readWords * 8))
-	m.free = make(chan []byte, buffers)
+	m.free = make(chan *load, buffers)
 	for range buffers {
-		m.free <- cut(bufferSize)
+		m.free <- &load{buf: cut(bufferSize)[:0]}
 	}
 	m.delta, m.stored = cut(blockSize), rest
 	return nil
@@ -259,7 +259,7 @@ func (m *merger) mergeBatch(ctx context.Context) error {
 	slices.SortFunc(m.batch, func(a, b batchOp) int { return cmp.Compare(a.block, b.block) })
 	err := m.transfer(ctx, func(c *carriage) error {
 		for rest := m.batch; len(rest) > 0; {
-			k := consecutive(rest, bufferBlocks)
+			k := consecutive(rest, c.left())
 			if err := m.readOrdered(rest[:k], c.room(rest[0].block, k)); err != nil {
 				return err
 			}

@@ -7,46 +7,69 @@ import (
 )
 
 // carriage takes the blocks of a batch from the goroutine that reads and
-// decodes to the one that writes. Blocks that follow each other travel in one
-// buffer and are written at once.
+// decodes to the one that writes, a full buffer at a time. Blocks that follow
+// each other are written at once.
 type carriage struct {
 	m    *merger
-	full chan load
-	cur  load
-	buf  []byte // of cur, whole
+	full chan *load
+	cur  *load
 }
 
-// load is a run of consecutive blocks in a buffer.
+// load is a buffer of blocks and where they go.
 type load struct {
-	block uint32
-	b     []byte
+	buf  []byte // the blocks, one after the other
+	runs []loadRun
 }
 
-func (l load) end() uint32 { return l.block + uint32(len(l.b)/blockSize) }
+// loadRun is a number of consecutive blocks of a load.
+type loadRun struct {
+	block uint32
+	bytes int
+}
+
+func (l *load) end() uint32 {
+	r := l.runs[len(l.runs)-1]
+	return r.block + uint32(r.bytes/blockSize)
+}
 
 // room returns the place for the next n blocks, from block on. The caller fills
 // it before it asks for more.
 func (c *carriage) room(block uint32, n int) []byte {
-	fits := len(c.cur.b)+n*blockSize <= len(c.buf) && len(c.cur.b) < bufferBlocks*blockSize
-	if len(c.cur.b) > 0 && (block != c.cur.end() || !fits) {
+	if l := c.cur; l != nil && (len(l.buf) >= bufferBlocks*blockSize || len(l.buf)+n*blockSize > cap(l.buf)) {
 		c.send()
 	}
-	if c.buf == nil {
-		c.buf = <-c.m.free
+	if c.cur == nil {
+		c.cur = <-c.m.free
 	}
-	if len(c.cur.b) == 0 {
-		c.cur = load{block, c.buf[:0]}
+	l := c.cur
+	if len(l.runs) == 0 || l.end() != block {
+		l.runs = append(l.runs, loadRun{block: block})
 	}
-	start := len(c.cur.b)
-	c.cur.b = c.cur.b[:start+n*blockSize]
-	return c.cur.b[start:]
+	l.runs[len(l.runs)-1].bytes += n * blockSize
+	start := len(l.buf)
+	l.buf = l.buf[:start+n*blockSize]
+	return l.buf[start:]
+}
+
+// left is the number of blocks that room can give without a new buffer.
+func (c *carriage) left() int {
+	if c.cur == nil || len(c.cur.buf) >= bufferBlocks*blockSize {
+		return bufferBlocks
+	}
+	return bufferBlocks - len(c.cur.buf)/blockSize
 }
 
 func (c *carriage) send() {
-	if len(c.cur.b) > 0 {
+	if c.cur != nil {
 		c.full <- c.cur
-		c.buf, c.cur = nil, load{}
+		c.cur = nil
 	}
+}
+
+// giveBack makes a load free again.
+func (m *merger) giveBack(l *load) {
+	l.buf, l.runs = l.buf[:0], l.runs[:0]
+	m.free <- l
 }
 
 // transfer writes to the base what prepare, in a goroutine of its own, reads
@@ -55,7 +78,7 @@ func (c *carriage) send() {
 // That prepare reads ahead of the writes is safe: no op reads a block that an
 // earlier op, or another op of its batch, writes.
 func (m *merger) transfer(ctx context.Context, prepare func(*carriage) error) error {
-	c := &carriage{m: m, full: make(chan load, buffers)}
+	c := &carriage{m: m, full: make(chan *load, buffers)}
 	prepared := make(chan error, 1)
 	go func() { prepared <- c.run(prepare) }()
 	var failed error
@@ -63,7 +86,7 @@ func (m *merger) transfer(ctx context.Context, prepare func(*carriage) error) er
 		if failed == nil {
 			failed = m.writeBase(ctx, l)
 		}
-		m.free <- l.b[:cap(l.b)]
+		m.giveBack(l)
 	}
 	if err := <-prepared; err != nil {
 		return err
@@ -74,8 +97,8 @@ func (m *merger) transfer(ctx context.Context, prepare func(*carriage) error) er
 func (c *carriage) run(prepare func(*carriage) error) (err error) {
 	defer close(c.full)
 	defer func() {
-		if c.buf != nil {
-			c.m.free <- c.buf
+		if c.cur != nil {
+			c.m.giveBack(c.cur)
 		}
 	}()
 	defer faultToError(debug.SetPanicOnFault(true), &err)
@@ -87,12 +110,15 @@ func (c *carriage) run(prepare func(*carriage) error) (err error) {
 }
 
 // writeBase writes a load to the base, no faster than asked.
-func (m *merger) writeBase(ctx context.Context, l load) error {
-	m.throttle.wait(ctx, len(l.b))
-	off := int64(l.block) * blockSize
-	if _, err := m.s.base.WriteAt(l.b, off); err != nil {
-		return fmt.Errorf("write %d bytes at block %d of the base: %w", len(l.b), l.block, err)
+func (m *merger) writeBase(ctx context.Context, l *load) error {
+	b := l.buf
+	for _, r := range l.runs {
+		m.throttle.wait(ctx, r.bytes)
+		if _, err := m.s.base.WriteAt(b[:r.bytes], int64(r.block)*blockSize); err != nil {
+			return fmt.Errorf("write %d bytes at block %d of the base: %w", r.bytes, r.block, err)
+		}
+		m.stats.BlocksWritten += int64(r.bytes / blockSize)
+		b = b[r.bytes:]
 	}
-	m.stats.BlocksWritten += int64(len(l.b) / blockSize)
 	return nil
 }

@@ -53,8 +53,9 @@ func (m *merger) fillScratch() ([]windowBlock, error) {
 	s := m.s
 	h := s.file.Header()
 	l := h.Scratch()
-	buf := <-m.free
-	defer func() { m.free <- buf }()
+	spare := <-m.free
+	defer m.giveBack(spare)
+	buf := spare.buf[:bufferBlocks*blockSize]
 	window := make([]windowBlock, len(m.batch))
 	entries := make([]byte, 0, (len(m.batch)+1)*16)
 	for k := 0; k < len(m.batch); {
@@ -99,7 +100,7 @@ func (m *merger) writeWindow(ctx context.Context) error {
 	err := m.transfer(ctx, func(c *carriage) error {
 		for k := 0; k < len(w); {
 			n := 1
-			for k+n < len(w) && n < bufferBlocks && w[k+n].block == w[k+n-1].block+1 {
+			for k+n < len(w) && n < c.left() && w[k+n].block == w[k+n-1].block+1 {
 				n++
 			}
 			if err := m.readWindow(w[k:k+n], c.room(w[k].block, n)); err != nil {
