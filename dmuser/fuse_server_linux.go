@@ -41,6 +41,8 @@ type fuseServer struct {
 	fd   int // /dev/fuse, blocking; once stopping, a copy of dead
 	dead int
 
+	leading func() // lead, bound once: a go statement would allocate it anew
+
 	// The leader's own.
 	in    []byte
 	token uint32
@@ -73,6 +75,7 @@ func newFuseServer(fd int, b Backend, buffers *bufferPool) (*fuseServer, error) 
 		fd: fd, dead: dead, in: make([]byte, requestSize),
 		done: make(chan struct{}), limit: workerLimit(),
 	}
+	s.leading = s.lead
 	s.watchdog = time.AfterFunc(time.Hour, s.relieve)
 	s.watchdog.Stop()
 	return s, nil
@@ -190,7 +193,7 @@ func (s *fuseServer) handOver() {
 	defer s.mu.Unlock()
 	s.busy++
 	if s.busy < s.limit {
-		go s.lead()
+		go s.leading()
 	} else {
 		s.vacant = true
 	}

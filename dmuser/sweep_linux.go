@@ -27,7 +27,7 @@ func sweepLoops() (removed []string, failures []error) {
 	bound, _ := filepath.Glob("/sys/block/loop*/loop")
 	for _, path := range bound {
 		number, err := strconv.Atoi(strings.TrimPrefix(filepath.Base(filepath.Dir(path)), "loop"))
-		if err != nil {
+		if err != nil || !mayBeOurs(path) {
 			continue
 		}
 		name, err := sweepLoop(number)
@@ -38,6 +38,18 @@ func sweepLoops() (removed []string, failures []error) {
 		}
 	}
 	return removed, failures
+}
+
+// mayBeOurs looks at a loop device without opening it, for opening one whose
+// backing file hangs can take for ever. Ours have the root of a file system of
+// their own behind them, whose path is that of no other file.
+func mayBeOurs(sysfs string) bool {
+	b, err := os.ReadFile(filepath.Join(sysfs, "backing_file"))
+	if err != nil {
+		return false
+	}
+	file := strings.TrimSuffix(strings.TrimSpace(string(b)), " (deleted)")
+	return file == "" || file == "/" || strings.HasPrefix(filepath.Base(file), mountPointPrefix)
 }
 
 // sweepLoop gives the name of the device that it removed, if it did.

@@ -33,7 +33,7 @@ interrupted is served as well, and reads as the same target.`,
 		Args: cli.Args("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return r.with(cmd.Context(), func(c *control.Client) error {
-				device, err := m.do(cmd.Context(), c, args[0])
+				device, err := m.do(cmd.Context(), r, c, args[0])
 				if err == nil {
 					fmt.Fprintln(cmd.OutOrStdout(), device)
 				}
@@ -55,7 +55,7 @@ interrupted is served as well, and reads as the same target.`,
 }
 
 // do maps the snapshot and returns the block device's path.
-func (m mapping) do(ctx context.Context, c *control.Client, name string) (string, error) {
+func (m mapping) do(ctx context.Context, r *remote, c *control.Client, name string) (string, error) {
 	if m.source == "" {
 		m.source = m.base
 	}
@@ -71,7 +71,7 @@ func (m mapping) do(ctx context.Context, c *control.Client, name string) (string
 	}
 	device, err := startDevice(ctx, c, name)
 	if err != nil {
-		undo(c, name)
+		r.undo(name)
 	}
 	return device, err
 }
@@ -83,9 +83,10 @@ func startDevice(ctx context.Context, c *control.Client, name string) (string, e
 	return c.Device(ctx, name)
 }
 
-// undo works although the command's context may have ended.
-func undo(c *control.Client, name string) {
+// undo forgets a snapshot that could not be started, on a connection of its own:
+// the command's context, and its connection with it, may have ended.
+func (r *remote) undo(name string) {
 	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
 	defer cancel()
-	_ = c.Do(ctx, control.Delete, name)
+	_ = r.with(ctx, func(c *control.Client) error { return c.Do(ctx, control.Delete, name) })
 }

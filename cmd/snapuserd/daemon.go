@@ -79,13 +79,13 @@ func (d daemon) serve(ctx context.Context, o options, log *slog.Logger) error {
 	if err := carrier.Probe(); err != nil {
 		return fmt.Errorf("carrier %s: %w: see snapuserd probe", o.carrier, err)
 	}
-	limitMemory()
+	procs := limitMemory()
 	signal.Ignore(unix.SIGPIPE)
 	ctx, stop := signal.NotifyContext(ctx, unix.SIGTERM, unix.SIGINT)
 	defer stop()
 	server, err := snapd.Listen(snapd.Config{
 		Socket: o.socket, Group: o.group, Carrier: attacher{carrier}, Log: log,
-		Leaving: func() { notify(log, "STOPPING=1") },
+		Leaving: func() { notify(log, "STOPPING=1") }, Processors: procs,
 	})
 	if err != nil {
 		return err
@@ -98,9 +98,11 @@ func (d daemon) serve(ctx context.Context, o options, log *slog.Logger) error {
 	return nil
 }
 
-func limitMemory() {
-	runtime.GOMAXPROCS(min(runtime.GOMAXPROCS(0), maxThreads))
+// limitMemory returns how many processors the server may use when it is busy.
+func limitMemory() int {
+	runtime.MemProfileRate = 0 // nobody reads the profile
 	debug.SetMemoryLimit(heapLimit)
+	return min(runtime.GOMAXPROCS(1), maxThreads)
 }
 
 // sweepWait bounds how long the daemon waits for the sweep before it serves:

@@ -5,6 +5,7 @@ import (
 	"compress/zlib"
 	"fmt"
 	"io"
+	"runtime"
 	"sync"
 
 	"github.com/dsnet/compress/brotli"
@@ -13,8 +14,8 @@ import (
 )
 
 // Decode decompresses stored into unit, which it must fill exactly. Decoder
-// state is pooled and left to the garbage collector when nobody decodes.
-// It is safe for concurrent use. Errors wrap ErrDecode; unit is undefined then.
+// state is kept for the next call. It is safe for concurrent use. Errors wrap
+// ErrDecode; unit is undefined then.
 func Decode(c Compression, unit, stored []byte) error {
 	var err error
 	switch c {
@@ -52,18 +53,35 @@ func decodeLZ4(unit, stored []byte) error {
 	return nil
 }
 
-var zstdPool = sync.Pool{New: func() any {
-	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
+// zstdDecoders lends as many decoders as there are processors, since more could
+// not work at a time: one takes about 300 KiB, and nothing once it exists.
+var zstdDecoders = sync.OnceValue(func() chan *zstd.Decoder {
+	n := runtime.GOMAXPROCS(0)
+	c := make(chan *zstd.Decoder, n)
+	for range n {
+		c <- nil // made when first lent
+	}
+	return c
+})
+
+func newZstdDecoder() *zstd.Decoder {
+	// Not the option for low memory: it allocates anew for each frame that is
+	// larger than those before.
+	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(false),
 		zstd.WithDecodeAllCapLimit(true), zstd.WithDecoderMaxMemory(MaxUnit))
 	if err != nil {
 		panic(err) // constant options
 	}
 	return d
-}}
+}
 
 func decodeZstd(unit, stored []byte) error {
-	d := zstdPool.Get().(*zstd.Decoder)
-	defer zstdPool.Put(d)
+	decoders := zstdDecoders()
+	d := <-decoders
+	if d == nil {
+		d = newZstdDecoder()
+	}
+	defer func() { decoders <- d }()
 	out, err := d.DecodeAll(stored, unit[:0:len(unit)])
 	if err != nil {
 		return err

@@ -229,7 +229,8 @@ func (c *Client) refused(command string) error {
 }
 
 // obey lets the end of ctx interrupt reads and writes until the function that
-// it returns is called.
+// it returns is called. After that the connection is of no use, for a reply may
+// still be under way.
 func (c *Client) obey(ctx context.Context) (done func()) {
 	stop := context.AfterFunc(ctx, func() { _ = c.conn.SetDeadline(time.Unix(1, 0)) })
 	return func() { stop() }

@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"time"
 
 	"cowbird/ota/control"
 )
@@ -69,7 +70,7 @@ func (s *Server) talk(c *client) {
 	for {
 		n, err := c.conn.Read(message)
 		if err != nil {
-			if !errors.Is(err, io.EOF) && !errors.Is(err, os.ErrClosed) {
+			if !errors.Is(err, io.EOF) && !errors.Is(err, os.ErrClosed) && !errors.Is(err, os.ErrDeadlineExceeded) {
 				s.log.Debug("client lost", "err", err)
 			}
 			return
@@ -82,6 +83,16 @@ func (s *Server) talk(c *client) {
 			return
 		}
 	}
+}
+
+// farewell is how long a reply may take that is under way when the daemon leaves.
+const farewell = time.Second
+
+// dismiss ends the connection once the request that is under way, if any, has
+// been answered.
+func (c *client) dismiss() {
+	_ = c.conn.SetWriteDeadline(time.Now().Add(farewell))
+	_ = c.conn.SetReadDeadline(time.Unix(1, 0))
 }
 
 // answer handles one message. It returns false when the connection must end.

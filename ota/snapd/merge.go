@@ -61,6 +61,7 @@ func (s *Server) merge(ctx context.Context, n *snap) {
 	s.log.Info("merge begins", "name", n.name, "ops", n.snapshot.Progress().TotalOps, "merged", n.snapshot.Progress().MergedOps)
 	began := time.Now()
 	s.quiet.begin()
+	s.procs.widen() // a merge reads and writes at a time
 	stats, err := n.snapshot.Merge(ctx, cow.MergeOptions{Rate: n.rate})
 	s.quiet.end()
 	took := time.Since(began).Round(time.Millisecond)

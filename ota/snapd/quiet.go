@@ -8,9 +8,9 @@ import (
 	"time"
 )
 
-// gcPercent keeps the heap of a busy daemon small: with 4 MiB as the
-// runtime's least heap at 100 percent, a collection begins at about 1 MiB.
-const gcPercent = 25
+// gcPercent is the runtime's own: a busy daemon collects when its heap has
+// grown to 4 MiB, which serving alone does not make it do.
+const gcPercent = 100
 
 // quiet notices that nothing has happened for a while, once, and that something
 // happens again. While all is quiet it has no timer running.
@@ -18,6 +18,7 @@ type quiet struct {
 	after time.Duration
 	rest  func() // gives memory back
 	wake  func() // undoes what rest has switched off
+	crowd func() // is called when two things are under way at a time
 
 	active atomic.Int64 // things under way
 	state  atomic.Uint32
@@ -31,8 +32,8 @@ const (
 	touched               // timer runs, something did
 )
 
-func newQuiet(after time.Duration, rest, wake func()) *quiet {
-	q := &quiet{after: after, rest: rest, wake: wake}
+func newQuiet(after time.Duration, rest, wake, crowd func()) *quiet {
+	q := &quiet{after: after, rest: rest, wake: wake, crowd: crowd}
 	q.timer = time.AfterFunc(time.Hour, q.expire)
 	q.timer.Stop()
 	return q
@@ -40,7 +41,9 @@ func newQuiet(after time.Duration, rest, wake func()) *quiet {
 
 // begin says that something is under way until end.
 func (q *quiet) begin() {
-	q.active.Add(1)
+	if q.active.Add(1) > 1 {
+		q.crowd()
+	}
 	q.touch()
 }
 
@@ -77,13 +80,43 @@ func (q *quiet) expire() {
 
 func (q *quiet) stop() { q.timer.Stop() }
 
-// restHeap gives the heap back and keeps the periodic collection from waking
-// an idle process every two minutes. A memory limit still holds.
+// restHeapLimit is what the heap may hold at rest without being collected. A
+// collection costs the runtime about 1 MiB of tables that it never gives back,
+// so that it does not pay for less garbage than that. Serving makes none.
+const restHeapLimit = 1280 << 10
+
+// restHeap gives the heap back if that is worth it, and keeps the periodic
+// collection from waking an idle process every two minutes. A memory limit
+// still holds.
 func restHeap() {
-	debug.SetGCPercent(gcPercent)
-	runtime.GC() // what lies in a sync.Pool survives one collection
-	debug.FreeOSMemory()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	if m.HeapAlloc > restHeapLimit {
+		debug.SetGCPercent(gcPercent)
+		runtime.GC() // what lies in a sync.Pool survives one collection
+		debug.FreeOSMemory()
+	}
 	debug.SetGCPercent(-1)
 }
 
 func wakeHeap() { debug.SetGCPercent(gcPercent) }
+
+// processors is how many the runtime may use. Each one that has run Go code
+// keeps memory of its own, so that a second one is taken only when two things
+// are to be done at a time, and given up at rest.
+type processors struct {
+	most int // 0: leave the runtime alone
+	wide atomic.Bool
+}
+
+func (p *processors) widen() {
+	if p.most > 1 && !p.wide.Load() && p.wide.CompareAndSwap(false, true) {
+		runtime.GOMAXPROCS(p.most)
+	}
+}
+
+func (p *processors) narrow() {
+	if p.most > 1 && p.wide.CompareAndSwap(true, false) {
+		runtime.GOMAXPROCS(1)
+	}
+}

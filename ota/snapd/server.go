@@ -73,15 +73,18 @@ type Attacher interface {
 // Config says how to serve. Zero values of numbers mean the defaults, except
 // for Group.
 type Config struct {
-	Socket   string
-	Group    int // group that may use the socket, or NoGroup
-	Carrier  Attacher
-	Log      *slog.Logger
-	Clients  int           // at a time
-	Merges   int           // at a time; the others wait their turn
-	Quiet    time.Duration // without requests until memory is given back
-	Leaving  func()        // called when Serve begins to end; may be nil
-	restHook func()        // for tests
+	Socket  string
+	Group   int // group that may use the socket, or NoGroup
+	Carrier Attacher
+	Log     *slog.Logger
+	Clients int           // at a time
+	Merges  int           // at a time; the others wait their turn
+	Quiet   time.Duration // without requests until memory is given back
+	Leaving func()        // called when Serve begins to end; may be nil
+	// Processors is how many the runtime may use while there is work for
+	// them; it is held to one otherwise. 0 leaves the runtime alone.
+	Processors int
+	restHook   func() // for tests
 }
 
 // Server is the daemon behind its control socket. Its methods are safe for
@@ -91,6 +94,7 @@ type Server struct {
 	log      *slog.Logger
 	listener *listener
 	quiet    *quiet
+	procs    processors
 	ctx      context.Context // of everything that the server does
 	cancel   context.CancelFunc
 	work     sync.WaitGroup // merges
@@ -123,7 +127,8 @@ func Listen(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{cfg: cfg, log: cfg.Log, listener: l, snaps: map[string]*snap{}, drained: make(chan struct{})}
-	s.quiet = newQuiet(cfg.Quiet, s.rest, wakeHeap)
+	s.procs.most = cfg.Processors
+	s.quiet = newQuiet(cfg.Quiet, s.rest, wakeHeap, s.procs.widen)
 	s.quiet.touch()
 	return s, nil
 }
@@ -206,7 +211,7 @@ func (s *Server) shutdown() {
 		s.dequeue(n)
 	}
 	for _, c := range s.clients {
-		_ = c.conn.Close()
+		c.dismiss()
 	}
 	s.mu.Unlock()
 	s.cancel()
@@ -214,7 +219,7 @@ func (s *Server) shutdown() {
 	s.talks.Wait()
 	s.work.Wait()
 	for _, n := range s.all() {
-		n.leave(s.log)
+		s.leave(n)
 	}
 	s.quiet.stop()
 }
@@ -232,6 +237,7 @@ func (s *Server) rest() {
 		n.snapshot.Trim()
 	}
 	restHeap()
+	s.procs.narrow()
 	s.log.Debug("quiet: memory given back")
 	if s.cfg.restHook != nil {
 		s.cfg.restHook()

@@ -258,28 +258,32 @@ func (n *snap) close() error {
 }
 
 // leave closes the snapshot although its device may be in use, on the way out.
-func (n *snap) leave(log *slog.Logger) {
-	if n.device != nil && !n.takeDevice(log) {
+func (s *Server) leave(n *snap) {
+	s.mu.Lock()
+	d := n.device
+	n.closing = true // its end is no loss
+	s.mu.Unlock()
+	if d != nil && !s.takeDevice(n, d) {
 		return // its requests go on, so the memory must stay
 	}
 	if err := n.close(); err != nil {
-		log.Error("close snapshot", "name", n.name, "err", err)
+		s.log.Error("close snapshot", "name", n.name, "err", err)
 	}
 }
 
 // takeDevice reports whether the device's last request has ended.
-func (n *snap) takeDevice(log *slog.Logger) bool {
-	err := n.device.Close()
+func (s *Server) takeDevice(n *snap, d Device) bool {
+	err := d.Close()
 	if err == nil {
 		return true
 	}
-	log.Error("leaving although a block device is in use: whoever uses it gets I/O errors from now on", "name", n.name, "err", err)
-	_ = n.device.Abort()
+	s.log.Error("leaving although a block device is in use: whoever uses it gets I/O errors from now on", "name", n.name, "err", err)
+	_ = d.Abort()
 	select {
-	case <-n.device.Done():
+	case <-d.Done():
 		return true
 	case <-time.After(abortWait):
-		log.Error("requests of a block device did not end", "name", n.name, "waited", abortWait)
+		s.log.Error("requests of a block device did not end", "name", n.name, "waited", abortWait)
 		return false
 	}
 }

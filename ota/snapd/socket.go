@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,6 +19,7 @@ type listener struct {
 	file *os.File
 	path string
 	node unix.Stat_t // of path, to see later whether it is still ours
+	once sync.Once   // close
 }
 
 // listen makes the control socket at path, for owner and group to use. A socket
@@ -114,11 +116,12 @@ func (l *listener) accept() (fd int, err error) {
 	return fd, err
 }
 
-// close stops accept and removes the socket. A second call does nothing.
+// close stops accept and removes the socket. A second call waits for the first.
 func (l *listener) close() {
-	if l.file.Close() == nil {
+	l.once.Do(func() {
+		_ = l.file.Close()
 		l.remove()
-	}
+	})
 }
 
 // remove takes the socket away unless another daemon's has come in its place.

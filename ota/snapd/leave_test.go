@@ -1,0 +1,209 @@
+package snapd
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
+// A signal in a merge: what is merged is committed, the next daemon goes on.
+func TestLeaveInMerge(t *testing.T) {
+	l := newLab(t, nil)
+	w := l.dial()
+	base, target := l.mapped(w, "sys")
+	device := l.carrier.device("sys")
+	device.hold("process 1 (init)")
+	w.expect("cowbird,merge,sys,262144", "success")
+	for l.status(w, "sys").MergedOps == 0 {
+		time.Sleep(5 * time.Millisecond)
+	}
+	l.end()
+	if !device.aborted {
+		t.Error("expected the device in use to be aborted")
+	}
+	if exists(l.cfg.Socket) {
+		t.Error("expected the socket to be removed")
+	}
+	l.start()
+	w = l.dial()
+	w.expect("init,sys,"+filepath.Join(l.dir, "sys.cow")+","+base+","+base, "success,2048")
+	if s := l.status(w, "sys"); s.MergedOps == 0 {
+		t.Error("expected the merge to have been committed, found 0 ops merged")
+	}
+	w.expect("start,sys", "success")
+	w.expect("initiate_merge,sys", "success")
+	w.until("getstatus,sys", "snapshot-merge-complete")
+	if now, _ := os.ReadFile(base); !bytes.Equal(now, target) {
+		t.Error("expected the base to be the target")
+	}
+}
+
+func TestStop(t *testing.T) {
+	var told atomic.Bool
+	l := newLab(t, func(c *Config) { c.Leaving = func() { told.Store(true) } })
+	w := l.dial()
+	l.mapped(w, "sys")
+	w.send("stop")
+	if got := w.reply(); got != "EOF" {
+		t.Errorf("stop: expected no reply, found %q", got)
+	}
+	l.waitEnd()
+	if d := l.carrier.device("sys"); !d.closed || d.aborted {
+		t.Errorf("expected the device to be closed and not aborted, found closed %v, aborted %v", d.closed, d.aborted)
+	}
+	if !told.Load() {
+		t.Error("expected Leaving to be called")
+	}
+}
+
+// After detach the daemon is passive and leaves with its last device.
+func TestDetach(t *testing.T) {
+	l := newLab(t, nil)
+	w, late := l.dial(), l.dial()
+	late.expect("query", "active")
+	base, cowPath, _ := l.images("other")
+	l.mapped(w, "sys")
+	w.send("detach")
+	late.until("query", "passive")
+	late.expect("init,other,"+cowPath+","+base+","+base, "fail")
+	late.expect("initiate_merge,sys", "fail")
+	for exists(l.cfg.Socket) {
+		time.Sleep(time.Millisecond)
+	}
+	late.expect("get_device_name,sys", "success,/dev/fake-sys")
+	late.expect("delete,sys", "success")
+	l.waitEnd()
+}
+
+func TestDetachWithoutDevices(t *testing.T) {
+	l := newLab(t, nil)
+	l.dial().send("detach")
+	l.waitEnd()
+}
+
+func TestSocket(t *testing.T) {
+	l := newLab(t, nil)
+	st, err := os.Stat(l.cfg.Socket)
+	if err != nil || st.Mode().Perm() != 0o660 {
+		t.Errorf("expected mode 0660, found %v, %v", st.Mode(), err)
+	}
+	if _, err := Listen(l.cfg); !errors.Is(err, ErrRunning) {
+		t.Errorf("second daemon: expected ErrRunning, found %v", err)
+	}
+	l.dial().expect("query", "active")
+}
+
+func TestStaleSocket(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "sock")
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	if err := errors.Join(err, unix.Bind(fd, &unix.SockaddrUnix{Name: path}), unix.Close(fd)); err != nil {
+		t.Fatal(err)
+	}
+	lis, err := listen(path, NoGroup)
+	if err != nil {
+		t.Fatalf("a socket on which nobody answers: %v", err)
+	}
+	lis.close()
+
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := listen(file, NoGroup); err == nil || !exists(file) {
+		t.Errorf("a regular file: expected an error and the file untouched, found %v", err)
+	}
+	if _, err := listen("/nosuch/folder/sock", NoGroup); err == nil || !strings.Contains(err.Error(), "/nosuch/folder") {
+		t.Errorf("expected an error that names the folder, found %v", err)
+	}
+	if _, err := listen("/tmp/"+strings.Repeat("x", 120), NoGroup); err == nil {
+		t.Error("a path too long for a socket: expected an error, found none")
+	}
+}
+
+// A socket that another daemon has put in ours' place is not removed.
+func TestSocketOfAnother(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "sock")
+	first, err := listen(path, NoGroup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	second, err := listen(path, NoGroup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first.close()
+	if !exists(path) {
+		t.Error("expected the second socket to stay")
+	}
+	second.close()
+}
+
+func TestQuiet(t *testing.T) {
+	var rests, wakes, crowds atomic.Int32
+	q := newQuiet(20*time.Millisecond, func() { rests.Add(1) }, func() { wakes.Add(1) }, func() { crowds.Add(1) })
+	defer q.stop()
+	settle := func() { time.Sleep(120 * time.Millisecond) }
+	settle()
+	if rests.Load() != 0 {
+		t.Error("expected no rest before the first touch")
+	}
+	q.touch()
+	q.touch()
+	settle()
+	if rests.Load() != 1 || wakes.Load() != 1 {
+		t.Errorf("expected one wake and one rest, found %d and %d", wakes.Load(), rests.Load())
+	}
+	q.begin()
+	settle()
+	if rests.Load() != 1 || crowds.Load() != 0 {
+		t.Error("expected neither a rest nor a crowd while one thing is under way")
+	}
+	q.begin()
+	q.end()
+	if crowds.Load() != 1 {
+		t.Errorf("expected a crowd of two, found %d", crowds.Load())
+	}
+	q.end()
+	settle()
+	if rests.Load() != 2 || wakes.Load() != 2 {
+		t.Errorf("expected two of each, found %d wakes and %d rests", wakes.Load(), rests.Load())
+	}
+}
+
+// Each burst of requests is followed by one rest.
+func TestServerRests(t *testing.T) {
+	rested := make(chan struct{}, 16)
+	l := newLab(t, func(c *Config) {
+		c.Quiet = 30 * time.Millisecond
+		c.restHook = func() { rested <- struct{}{} }
+	})
+	w := l.dial()
+	l.mapped(w, "sys")
+	for range 3 {
+		_, _ = l.carrier.device("sys").backend.ReadAt(make([]byte, 4096), 0)
+		select {
+		case <-rested:
+		case <-time.After(5 * time.Second):
+			t.Fatal("no rest")
+		}
+	}
+	time.Sleep(150 * time.Millisecond)
+	if n := len(rested); n > 1 {
+		t.Errorf("expected no more rests without requests, found %d", n)
+	}
+}
