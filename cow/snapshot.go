@@ -83,8 +83,8 @@ func Open(o Options) (*Snapshot, error) {
 	return s, nil
 }
 
-func (s *Snapshot) open() error {
-	var err error
+func (s *Snapshot) open() (err error) {
+	defer faultToError(debug.SetPanicOnFault(true), &err)
 	if s.file, err = openFile(s.cow, &s.arena); err != nil {
 		return err
 	}

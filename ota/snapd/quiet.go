@@ -107,16 +107,26 @@ func wakeHeap() { debug.SetGCPercent(gcPercent) }
 type processors struct {
 	most int // 0: leave the runtime alone
 	wide atomic.Bool
+	mu   sync.Mutex
 }
 
 func (p *processors) widen() {
-	if p.most > 1 && !p.wide.Load() && p.wide.CompareAndSwap(false, true) {
-		runtime.GOMAXPROCS(p.most)
+	if p.most > 1 && !p.wide.Load() {
+		p.set(true, p.most)
 	}
 }
 
 func (p *processors) narrow() {
-	if p.most > 1 && p.wide.CompareAndSwap(true, false) {
-		runtime.GOMAXPROCS(1)
+	if p.most > 1 {
+		p.set(false, 1)
+	}
+}
+
+func (p *processors) set(wide bool, n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.wide.Load() != wide {
+		runtime.GOMAXPROCS(n)
+		p.wide.Store(wide)
 	}
 }

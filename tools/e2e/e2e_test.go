@@ -49,7 +49,6 @@ type device struct {
 	dir          string
 	target       []byte
 	daemon       *exec.Cmd
-	log          *os.File
 	exited       chan error
 	socket       string
 	base, cow    string
