@@ -170,14 +170,19 @@ func finish(t *testing.T, c sample, cow, base []byte, limits mergeLimits) {
 	}
 }
 
+// few is the number of cases: all, or some under the race detector or -short.
+func few(all, some int) int {
+	if raceDetector || testing.Short() {
+		return some
+	}
+	return all
+}
+
 // SNU-007, SNU-008…015, SNU-031, SNU-033: the power goes at every point of the
 // merge, before and within each write, and unsynced data are lost in every
 // way; whatever remains reads as the target, and merges to it.
 func TestCrashEveryPoint(t *testing.T) {
-	cases := 24
-	if testing.Short() {
-		cases = 6
-	}
+	cases := few(24, 4)
 	for seed := range uint64(cases) {
 		c := generate(t, seed, 6+int(seed), seed%3 > 0)
 		t.Run(c.name, func(t *testing.T) {
@@ -212,10 +217,7 @@ func crashEverywhere(t *testing.T, c sample, limits mergeLimits) {
 
 // SNU-012…015: larger cases, crashed many times at random points.
 func TestCrashRandom(t *testing.T) {
-	cases := 12
-	if testing.Short() {
-		cases = 3
-	}
+	cases := few(12, 3)
 	for seed := range uint64(cases) {
 		c := generate(t, 1000+seed, 200+40*int(seed), seed%4 > 0)
 		t.Run(c.name, func(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"cowbird/tools/fixture"
@@ -40,6 +41,14 @@ func mergeable(t *testing.T) []fixture.Cow {
 		}
 	}
 	return all
+}
+
+// underRace leaves the large fixtures to the run without the race detector.
+func underRace(all []fixture.Cow) []fixture.Cow {
+	if !raceDetector {
+		return all
+	}
+	return slices.DeleteFunc(all, func(c fixture.Cow) bool { return c.BaseSize > 8<<20 })
 }
 
 func baseOf(t *testing.T, c fixture.Cow) []byte {
@@ -75,7 +84,7 @@ func readWhole(t *testing.T, s *Snapshot, n int64) []byte {
 // reads as its target before, during and after the merge, in pieces of any
 // shape; the base is the target at the end, and a second merge does nothing.
 func TestFixtures(t *testing.T) {
-	for _, c := range mergeable(t) {
+	for _, c := range underRace(mergeable(t)) {
 		t.Run(c.Name, func(t *testing.T) {
 			t.Parallel()
 			cow, base := newMem(c.ReadAll(t)), newMem(baseOf(t, c))
@@ -195,7 +204,7 @@ func fileDevice(t testing.TB, dir, name string, data []byte) *FileDevice {
 
 // Files and mapped op tables, as the daemon and the tools use them.
 func TestFixturesCheck(t *testing.T) {
-	for _, c := range mergeable(t) {
+	for _, c := range underRace(mergeable(t)) {
 		t.Run(c.Name, func(t *testing.T) {
 			t.Parallel()
 			dir := t.TempDir()

@@ -26,6 +26,11 @@ func words(b []byte) []uint64 {
 	return unsafe.Slice((*uint64)(unsafe.Pointer(unsafe.SliceData(b))), len(b)/8)
 }
 
+// batchOpsIn views memory from mapAnonymous as an empty list of ops.
+func batchOpsIn(b []byte) []batchOp {
+	return unsafe.Slice((*batchOp)(unsafe.Pointer(unsafe.SliceData(b))), len(b)/int(unsafe.Sizeof(batchOp{})))[:0]
+}
+
 // arena is memory that lives as long as a snapshot.
 type arena struct {
 	blocks [][]byte

@@ -82,9 +82,9 @@ type merger struct {
 
 	it     *cowfile.MergeIter
 	peeked int // op that the iterator has given but no batch has taken, or −1
-	batch  []batchOp
 
 	mem    []byte     // one mapping for all of the following
+	batch  []batchOp  // never longer than its capacity
 	free   chan *load // those that hold nothing
 	delta  []byte     // decoded data of an xor op
 	stored []byte     // compressed data
@@ -149,13 +149,15 @@ func (m *merger) setUp() error {
 	}
 	readWords := (int(s.source.Size()/blockSize) + 64) / 64
 	bufferSize := bufferBlocks*blockSize + s.file.MaxUnit()
+	batchOps := max(m.o.limits.batch, m.o.limits.window, len(s.window))
 	var err error
-	if m.mem, err = mapAnonymous(readWords*8 + buffers*bufferSize + blockSize + s.file.MaxStored()); err != nil {
+	if m.mem, err = mapAnonymous((readWords+batchOps)*8 + buffers*bufferSize + blockSize + s.file.MaxStored()); err != nil {
 		return err
 	}
 	rest := m.mem
 	cut := func(n int) []byte { b := rest[:n:n]; rest = rest[n:]; return b }
 	m.reads = words(cut(readWords * 8))
+	m.batch = batchOpsIn(cut(batchOps * 8))
 	m.free = make(chan *load, buffers)
 	for range buffers {
 		m.free <- &load{buf: cut(bufferSize)[:0]}

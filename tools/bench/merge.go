@@ -18,13 +18,18 @@ type merged struct {
 }
 
 // merge compares the offline merge with copying as many changed bytes with as
-// many syncs. Each run starts from a fresh copy of the base (and the COW).
+// many syncs, and with its own reads, writes and syncs done again without the
+// engine. Each run starts from a fresh copy of the base (and the COW).
 func (b *bench) merge() error {
 	cow, err := b.needCow("zstd")
 	if err != nil {
 		return err
 	}
 	runs, err := changedRuns(b.base, b.target, blockSize)
+	if err != nil {
+		return err
+	}
+	steps, err := b.recordMerge(cow)
 	if err != nil {
 		return err
 	}
@@ -35,15 +40,28 @@ func (b *bench) merge() error {
 			return s, err
 		},
 		func() (float64, error) { return b.copyOnce(runs, last) },
+		func() (float64, error) { return b.replay(cow, steps) },
 	)
 	if err != nil {
 		return err
 	}
 	b.table.ratio("offline merge (zstd COW), against copying the same number of bytes with the same number of syncs",
 		spread(got[0], "%.2f")+" s", spread(got[1], "%.2f")+" s", median(got[0])/median(got[1]), atMost(1.5, "×"))
+	b.table.info("offline merge, against its own reads, writes and syncs done again one by one, without the engine",
+		spread(got[0], "%.2f")+" s", spread(got[2], "%.2f")+" s", fmt.Sprintf("%.2f", median(got[0])/median(got[2])))
+	b.table.note("The changed blocks are %d runs for the copy; in merge order they are %d writes.", len(runs), baseWrites(steps))
 	b.table.note("The merge wrote %d blocks (%.1f MB) with %d syncs; %d blocks differ between the images.",
 		last.BlocksWritten, float64(last.BlocksWritten*blockSize)/1e6, last.Syncs, blocksIn(runs))
 	return nil
+}
+
+func baseWrites(steps []step) (n int) {
+	for _, s := range steps {
+		if s.kind == writeStep && !s.onCow {
+			n++
+		}
+	}
+	return n
 }
 
 func (b *bench) mergeOnce(cow string) (float64, merged, error) {
