@@ -5,12 +5,9 @@ import (
 	"crypto/subtle"
 	"fmt"
 	"io"
-	"slices"
 
 	"cowbird/formats/cowfile"
 )
-
-func sortBlocks(b []uint32) { slices.Sort(b) }
 
 func (b *builder) newEncoder() (*cowfile.Encoder, error) {
 	if b.o.Compression == cowfile.None {

@@ -103,10 +103,13 @@ func (b *builder) replaceOne(ring []int) error {
 	return nil
 }
 
-// orderer sorts ops topologically (Kahn), in an order that merges well: first
-// whole layers of ops that nothing waits for, while they are so large that the
-// merge can take each as a conflict-free batch; then runs of neighbours, which
-// the merge moves through the scratch area with few reads and writes.
+// orderer sorts ops topologically, in an order that merges well. It sweeps over
+// the target, against the direction in which most blocks move, and takes what
+// nothing waits for any more: an update that pushes files apart is then merged
+// from its end to its beginning, in stretches that are written at once, and a
+// stretch of the length of the move is a conflict-free batch. Blocks that move
+// the other way are taken by sweeps back. What is left when sweeps do not pay
+// any more, small tangles, is taken in runs of neighbours.
 type orderer struct {
 	b     *builder
 	waits []uint32 // by target block: ops that must be merged before
@@ -115,16 +118,14 @@ type orderer struct {
 }
 
 func (o *orderer) run() {
-	var layer []uint32
+	step := o.direction()
+	for o.sweep(step)+o.sweep(-step) >= worthBatching {
+	}
 	for i := range o.b.n {
-		if o.b.kind[i].ordered() && o.waits[i] == 0 {
-			layer = append(layer, uint32(i))
+		if o.free(i) {
+			o.ready = append(o.ready, uint32(i))
 		}
 	}
-	for len(layer) >= worthBatching {
-		layer = o.takeLayer(layer)
-	}
-	o.ready = layer
 	heap.Init(&o.ready)
 	for len(o.ready) > 0 {
 		start := heap.Pop(&o.ready).(uint32)
@@ -134,24 +135,38 @@ func (o *orderer) run() {
 	}
 }
 
-// takeLayer takes the blocks of a layer and returns the next layer, each in
-// ascending order.
-func (o *orderer) takeLayer(layer []uint32) []uint32 {
-	for _, i := range layer {
-		o.take(int(i))
-	}
-	var next blockHeap
-	for _, i := range layer {
-		if s, ok := o.b.successor(int(i)); ok && o.waits[s] == 0 && !o.done[s] {
-			o.done[s] = true // listed once
-			next = append(next, uint32(s))
+// direction is that of the first sweep: downwards, −1, if most blocks move up.
+func (o *orderer) direction() int {
+	up := 0
+	for i := range o.b.n {
+		switch {
+		case !o.b.kind[i].ordered():
+		case int(o.b.source[i]) < i:
+			up++
+		default:
+			up--
 		}
 	}
-	for _, i := range next {
-		o.done[i] = false
+	if up > 0 {
+		return -1
 	}
-	sortBlocks(next)
-	return next
+	return 1
+}
+
+// sweep goes through all blocks once and takes those that nothing waits for,
+// also those that become so on the way. It returns their number.
+func (o *orderer) sweep(step int) (taken int) {
+	i := 0
+	if step < 0 {
+		i = o.b.n - 1
+	}
+	for ; i >= 0 && i < o.b.n; i += step {
+		if o.free(i) {
+			o.take(i)
+			taken++
+		}
+	}
+	return taken
 }
 
 // takeRun takes a block and its neighbours above, or else below, as long as
