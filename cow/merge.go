@@ -295,23 +295,15 @@ func consecutive(ops []batchOp, limit int) int {
 	return n
 }
 
-// readOrdered reads the blocks of ordered ops into dst, ops that read
-// consecutive bytes with one read.
+// readOrdered reads the new contents of ordered ops into dst.
 func (m *merger) readOrdered(ops []batchOp, dst []byte) error {
 	s := m.s
-	for k := 0; k < len(ops); {
-		start, _ := s.file.Op(int(ops[k].op)).SourceRange()
-		n := 1
-		for k+n < len(ops) {
-			if off, _ := s.file.Op(int(ops[k+n].op)).SourceRange(); off != start+int64(n)*blockSize {
-				break
-			}
-			n++
-		}
-		if err := readFull(s.source, dst[k*blockSize:(k+n)*blockSize], start); err != nil {
-			return fmt.Errorf("source: %w", err)
-		}
-		k += n
+	err := readStretches(s.source, dst, len(ops), func(k int) int64 {
+		off, _ := s.file.Op(int(ops[k].op)).SourceRange()
+		return off
+	})
+	if err != nil {
+		return fmt.Errorf("source: %w", err)
 	}
 	return m.applyXor(ops, dst)
 }

@@ -3,6 +3,7 @@ package cow
 import (
 	"context"
 	"fmt"
+	"io"
 	"runtime/debug"
 )
 
@@ -121,4 +122,37 @@ func (m *merger) writeBase(ctx context.Context, l *load) error {
 		b = b[r.bytes:]
 	}
 	return nil
+}
+
+// readStretches reads n pieces of a block's size into dst, the k-th from at(k).
+// Pieces that follow each other on the device, upwards or downwards, are read
+// at once: a merge order that goes backwards must not cost a read a block.
+func readStretches(d io.ReaderAt, dst []byte, n int, at func(k int) int64) error {
+	for k := 0; k < n; {
+		start, count, step := at(k), 1, int64(blockSize)
+		if k+1 < n && at(k+1) == start-blockSize {
+			step = -blockSize
+		}
+		for k+count < n && at(k+count) == start+int64(count)*step {
+			count++
+		}
+		b := dst[k*blockSize : (k+count)*blockSize]
+		if err := readFull(d, b, min(start, start+int64(count-1)*step)); err != nil {
+			return err
+		}
+		if step < 0 {
+			reverseBlocks(b)
+		}
+		k += count
+	}
+	return nil
+}
+
+func reverseBlocks(b []byte) {
+	var spare [blockSize]byte
+	for i, j := 0, len(b)-blockSize; i < j; i, j = i+blockSize, j-blockSize {
+		copy(spare[:], b[i:])
+		copy(b[i:i+blockSize], b[j:])
+		copy(b[j:], spare[:])
+	}
 }

@@ -119,15 +119,8 @@ func (m *merger) writeWindow(ctx context.Context) error {
 
 // readWindow reads blocks from the scratch area into dst.
 func (m *merger) readWindow(w []windowBlock, dst []byte) error {
-	for k := 0; k < len(w); {
-		n := 1
-		for k+n < len(w) && w[k+n].off == w[k].off+int64(n)*blockSize {
-			n++
-		}
-		if err := readFull(m.s.cow, dst[k*blockSize:(k+n)*blockSize], w[k].off); err != nil {
-			return fmt.Errorf("scratch area: %w", err)
-		}
-		k += n
+	if err := readStretches(m.s.cow, dst, len(w), func(k int) int64 { return w[k].off }); err != nil {
+		return fmt.Errorf("scratch area: %w", err)
 	}
 	return nil
 }
