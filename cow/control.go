@@ -103,6 +103,12 @@ func (c *mergeControl) pause(p bool) {
 	c.paused = p
 }
 
+// mayProceed tells whether the merge is neither paused nor cancelled.
+func (c *mergeControl) mayProceed(ctx context.Context) bool {
+	_, paused, _ := c.state()
+	return !paused && ctx.Err() == nil
+}
+
 // proceed waits while the merge is paused.
 func (c *mergeControl) proceed(ctx context.Context) error {
 	for {

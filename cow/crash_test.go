@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"sync/atomic"
 	"testing"
 )
 
@@ -17,7 +18,7 @@ type power struct {
 	point int
 	cutAt int // −1: never
 	torn  bool
-	off   bool
+	off   atomic.Bool // other goroutines read on meanwhile
 }
 
 // next reports whether the power goes at this point.
@@ -47,14 +48,14 @@ func newCrash(p *power, data []byte) *crashDevice {
 }
 
 func (d *crashDevice) ReadAt(p []byte, off int64) (int, error) {
-	if d.p.off {
+	if d.p.off.Load() {
 		return 0, errPowerCut
 	}
 	return readAtBytes(d.cache, p, off)
 }
 
 func (d *crashDevice) WriteAt(p []byte, off int64) (int, error) {
-	if d.p.off {
+	if d.p.off.Load() {
 		return 0, errPowerCut
 	}
 	cut := d.p.next()
@@ -63,18 +64,18 @@ func (d *crashDevice) WriteAt(p []byte, off int64) (int, error) {
 		copy(d.cache[off:], p)
 	}
 	if cut {
-		d.p.off = true
+		d.p.off.Store(true)
 		return 0, errPowerCut
 	}
 	return len(p), nil
 }
 
 func (d *crashDevice) Sync() error {
-	if d.p.off {
+	if d.p.off.Load() {
 		return errPowerCut
 	}
 	if d.p.next() {
-		d.p.off = true
+		d.p.off.Store(true)
 		return errPowerCut
 	}
 	d.durable = append(d.durable[:0], d.cache...)

@@ -22,7 +22,7 @@
 //
 //  1. Order. An op never reads a block that an earlier op has overwritten.
 //     Checked once, at Open (package cowfile).
-//  2. Batches (merge.go). A batch of ordered ops none of which writes a block
+//  2. Batches (prepare.go). A batch of ordered ops none of which writes a block
 //     that an op of the batch reads can be redone from its start: its sources
 //     are intact. What cannot be batched so goes through the COW's scratch
 //     area first, as Android's daemon does it. Either daemon can finish what
@@ -37,7 +37,7 @@
 // merge order is not the table's, and nothing else. The op table of a version
 // 3 file is mapped. Work buffers are mapped when a request needs them and
 // unmapped by Trim; none is ever freed while a request owns it. A merge maps
-// about 1.2 MiB, and the bit sets for its batches, while it runs.
+// about 4.5 MiB while it runs, and one bit a block of the source.
 //
 // # Caveats
 //
