@@ -14,6 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cowbird/ota/control"
+
+	"cowbird/tools/fixture"
 )
 
 // SNU-026, SNU-027, SNU-029: the life of a snapshot in Android's words.
@@ -311,7 +313,7 @@ func TestStranger(t *testing.T) {
 		return
 	}
 	if os.Geteuid() != 0 {
-		t.Skip("needs root, to become somebody else")
+		fixture.Missing(t, "needs root, to become somebody else")
 	}
 	l := newLab(t, func(c *Config) { c.Group = 4242 })
 	if err := errors.Join(unix.Chmod(l.cfg.Socket, 0o666), openWay(l.dir)); err != nil {

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"cowbird/tools/fixture"
 )
 
 const androidBp = root + "/Android.bp"
@@ -16,10 +18,8 @@ const androidBp = root + "/Android.bp"
 // TestAndroidBpFormat lets blueprint's own parser read the file.
 func TestAndroidBpFormat(t *testing.T) {
 	bpfmt, err := exec.LookPath("bpfmt")
-	if err != nil && ci() {
-		t.Fatal("expected bpfmt, found none: install Debian's blueprint-tools")
-	} else if err != nil {
-		t.Skip("bpfmt is not installed (Debian: blueprint-tools)")
+	if err != nil {
+		fixture.Missing(t, "bpfmt is not installed (Debian: blueprint-tools)")
 	}
 	if out, err := runBpfmt(bpfmt, androidBp); err != nil || out != "" {
 		t.Errorf("bpfmt: %v\n%s", err, out)

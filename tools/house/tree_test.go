@@ -5,7 +5,6 @@ import (
 	"go/parser"
 	"go/token"
 	"io/fs"
-	"os"
 	"path"
 	"path/filepath"
 	"strconv"
@@ -87,7 +86,3 @@ func importPaths(specs []*ast.ImportSpec) []string {
 	}
 	return paths
 }
-
-// ci reports whether a missing tool is a failure (continuous integration)
-// rather than a reason to skip (somebody's laptop).
-func ci() bool { return os.Getenv("CI") == "true" }
