@@ -22,7 +22,7 @@
 //
 //  1. Order. An op never reads a block that an earlier op has overwritten.
 //     Checked once, at Open (package cowfile).
-//  2. Batches (prepare.go). A batch of ordered ops none of which writes a block
+//  2. Batches (plan.go). A batch of ordered ops none of which writes a block
 //     that an op of the batch reads can be redone from its start: its sources
 //     are intact. What cannot be batched so goes through the COW's scratch
 //     area first, as Android's daemon does it. Either daemon can finish what

@@ -42,7 +42,7 @@ type MergeStats struct {
 }
 
 const (
-	batchBlocks = 8192 // blocks between two commits: 32 MiB
+	batchBlocks = 4096 // blocks between two commits: 16 MiB
 
 	// worthBatching is the length from which a conflict-free batch (one
 	// write a block, two syncs) beats a window of the scratch area (two
@@ -70,7 +70,7 @@ func (s *Snapshot) Merge(ctx context.Context, o MergeOptions) (MergeStats, error
 	return m.stats, err
 }
 
-// merger is one run of a merge: it writes what a preparer has read and decoded
+// merger is one run of a merge: it writes what a planner and its fillers have prepared
 // ahead of it, and commits.
 type merger struct {
 	s        *Snapshot

@@ -1,25 +1,30 @@
 package cow
 
 import (
+	"runtime"
+	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// queue is what lies between the goroutine that plans, reads and decodes (the
-// preparer) and the one that writes and commits (the merger): batches and their
-// blocks in merge order, and the memory for them.
+// queue is a merge's pipeline and the memory for it. A planner cuts the merge
+// order into batches and loads, fillers read and decode the loads, and the
+// merger writes and commits them in the planned order.
 //
 // That blocks are read long before earlier ones are written is safe: no op
 // reads a block that an earlier op, or another op of its batch, writes.
 type queue struct {
 	mem   []byte      // one mapping for everything
+	reads []uint64    // the planner's
 	lists chan *batch // batches that nobody owns
 	free  chan *load  // loads that nobody owns
 
-	full chan *load    // from the preparer to the merger
-	err  error         // the preparer's; valid once full is closed
-	quit chan struct{} // closed when the merger has enough
+	work    chan *load // from the planner to the fillers
+	full    chan *load // from the planner to the merger, who waits until they are filled
+	fillers sync.WaitGroup
+	err     error         // the planner's; valid once full is closed
+	quit    chan struct{} // closed when the merger has enough
 }
 
 // batch is a stretch of the merge order that is committed at once.
@@ -36,10 +41,12 @@ type batchOp struct {
 
 // load is a buffer of blocks of one batch, and where they go.
 type load struct {
-	buf   []byte // the blocks, one after the other
-	runs  []loadRun
-	batch *batch
-	last  bool // of its batch
+	buf    []byte // the blocks, one after the other
+	runs   []loadRun
+	ops    []batchOp // of the batch, whose blocks they are
+	batch  *batch
+	last   bool       // of the batch
+	filled chan error // once a round
 }
 
 // loadRun is a number of consecutive blocks of a load.
@@ -52,38 +59,49 @@ const (
 	loadBlocks = 64 // blocks of a load: 256 KiB, as large as any unit
 	loads      = 16 // on their way at a time
 	lists      = 3  // batches on their way at a time
+	maxFillers = 4
 )
 
-// newQueue takes memory for batches of at most ops ops, and extra bytes for the
-// preparer.
-func newQueue(ops, extra int) (q *queue, spare []byte, err error) {
+// newQueue takes memory for batches of at most ops ops, and starts fillers.
+func newQueue(s *Snapshot, ops, readWords int) (*queue, error) {
 	const opSize = int(unsafe.Sizeof(batchOp{}))
-	q = &queue{lists: make(chan *batch, lists), free: make(chan *load, loads), full: make(chan *load, loads), quit: make(chan struct{})}
-	if q.mem, err = mapAnonymous(loads*loadBlocks*blockSize + lists*ops*opSize + extra); err != nil {
-		return nil, nil, err
+	fillers, spare := min(runtime.GOMAXPROCS(0), maxFillers), blockSize+s.file.MaxStored()
+	mem, err := mapAnonymous(loads*loadBlocks*blockSize + (lists*ops+readWords)*opSize + fillers*spare)
+	if err != nil {
+		return nil, err
 	}
-	rest := q.mem
-	cut := func(n int) []byte { b := rest[:n:n]; rest = rest[n:]; return b }
+	q := &queue{
+		mem: mem, lists: make(chan *batch, lists), free: make(chan *load, loads),
+		work: make(chan *load, loads), full: make(chan *load, loads), quit: make(chan struct{}),
+	}
+	cut := func(n int) []byte { b := mem[:n:n]; mem = mem[n:]; return b }
 	for range loads {
-		q.free <- &load{buf: cut(loadBlocks * blockSize)[:0]}
+		q.free <- &load{buf: cut(loadBlocks * blockSize)[:0], filled: make(chan error, 1)}
 	}
 	for range lists {
 		q.lists <- &batch{ops: batchOpsIn(cut(ops * opSize))}
 	}
-	return q, rest, nil
+	q.reads = words(cut(readWords * 8))
+	for range fillers {
+		f := &filler{s: s, delta: cut(blockSize), stored: cut(s.file.MaxStored())}
+		q.fillers.Add(1)
+		go f.run(q)
+	}
+	return q, nil
 }
 
-// next returns the next load; the merger gives it back. Without one the
-// preparer has come to the end of the merge order, or to an error.
+// next returns the next load, filled; the merger gives it back. Without one the
+// planner has come to the end of the merge order, or to an error.
 func (q *queue) next() (*load, error) {
-	if l, ok := <-q.full; ok {
-		return l, nil
+	l, ok := <-q.full
+	if !ok {
+		return nil, q.err
 	}
-	return nil, q.err
+	return l, <-l.filled
 }
 
 func (q *queue) giveBack(l *load) {
-	l.buf, l.runs, l.last = l.buf[:0], l.runs[:0], false
+	l.buf, l.runs, l.ops = l.buf[:0], l.runs[:0], nil
 	q.free <- l
 }
 
@@ -92,10 +110,9 @@ func (q *queue) recycle(b *batch) {
 	q.lists <- b
 }
 
-// close waits until the preparer has stopped, and frees the memory.
+// close ends the planner and the fillers, and frees the memory.
 func (q *queue) close() {
 	close(q.quit)
-	for range q.full {
-	}
+	q.fillers.Wait()
 	_ = unix.Munmap(q.mem)
 }
