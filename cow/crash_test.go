@@ -70,6 +70,12 @@ func (d *crashDevice) WriteAt(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
+// Zero is a write like others, as far as power cuts go.
+func (d *crashDevice) Zero(off, n int64) error {
+	_, err := d.WriteAt(make([]byte, n), off)
+	return err
+}
+
 func (d *crashDevice) Sync() error {
 	if d.p.off.Load() {
 		return errPowerCut
@@ -127,7 +133,7 @@ func (d *crashDevice) survivor(l loss, r *rand.Rand) []byte {
 
 // tight makes batches and windows so small that a handful of blocks needs
 // several of each.
-var tight = mergeLimits{batch: 5, window: 4, worth: 3}
+var tight = mergeLimits{batch: 5, window: 4, worth: 3, zeros: 2}
 
 // mergeUntil merges on fresh devices and cuts the power at a point. It returns
 // what survives, and false when the merge ended before that point.

@@ -29,6 +29,16 @@ type Growing interface {
 	Grow(size int64) error
 }
 
+// Zeroing is a Device that can be told to hold zeros, which is cheaper than
+// writing them.
+type Zeroing interface {
+	Device
+	// Zero makes n bytes at off zero, like a write: durable after Sync.
+	// A device that cannot do it fails with an error that is
+	// errors.ErrUnsupported, and has changed nothing.
+	Zero(off, n int64) error
+}
+
 // Mapping is a Device whose bytes can be mapped into memory.
 type Mapping interface {
 	Device
@@ -57,6 +67,7 @@ type FileDevice struct {
 
 var (
 	_ Growing = (*FileDevice)(nil)
+	_ Zeroing = (*FileDevice)(nil)
 	_ Mapping = (*FileDevice)(nil)
 )
 
@@ -110,6 +121,24 @@ func (d *FileDevice) ReadAt(p []byte, off int64) (int, error) { return d.f.ReadA
 
 // WriteAt implements io.WriterAt.
 func (d *FileDevice) WriteAt(p []byte, off int64) (int, error) { return d.f.WriteAt(p, off) }
+
+// Zero implements Zeroing. Blocks of a file stay allocated, so that a later
+// write cannot run out of space.
+func (d *FileDevice) Zero(off, n int64) error {
+	if off < 0 || off+n > d.size {
+		return fmt.Errorf("zero %s: expected a range inside %d bytes, found %d to %d", d.Path(), d.size, off, off+n)
+	}
+	for {
+		err := unix.Fallocate(int(d.f.Fd()), unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+		switch err {
+		case unix.EINTR:
+		case unix.EOPNOTSUPP, unix.ENOSYS, unix.ENODEV, unix.EINVAL: // EINVAL: a device of larger blocks
+			return fmt.Errorf("zero %s: %w", d.Path(), errors.ErrUnsupported)
+		default:
+			return err
+		}
+	}
+}
 
 // Sync implements Device. File contents and size matter, times do not.
 func (d *FileDevice) Sync() error {

@@ -53,15 +53,16 @@ func (f *filler) ordered(ops []batchOp, dst []byte) error {
 	return nil
 }
 
-// unordered decodes the data of replace ops, and clears the blocks of zero ops.
+// unordered decodes the data of replace ops. Zeros are the merger's business.
 func (f *filler) unordered(ops []batchOp, dst []byte) error {
 	for _, b := range ops {
 		o := f.s.file.Op(int(b.op))
+		if o.Type == cowfile.OpZero {
+			continue
+		}
 		unit := dst[:o.Unit()]
 		dst = dst[len(unit):]
-		if o.Type == cowfile.OpZero {
-			clear(unit)
-		} else if err := f.s.decode(int(b.op), o, unit, f.stored); err != nil {
+		if err := f.s.decode(int(b.op), o, unit, f.stored); err != nil {
 			return err
 		}
 	}

@@ -3,6 +3,7 @@ package cow
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"runtime/debug"
 
@@ -24,17 +25,20 @@ type mergeLimits struct {
 	batch  int // blocks between two commits
 	window int // blocks of the scratch area that are used
 	worth  int // length from which a conflict-free batch beats a window
+	zeros  int // blocks from which a call that zeroes them beats writing
 }
 
 func (l *mergeLimits) complete(capacity int) {
 	l.batch = cmp.Or(l.batch, batchBlocks)
 	l.worth = cmp.Or(l.worth, worthBatching)
+	l.zeros = cmp.Or(l.zeros, worthZeroing)
 	l.window = min(cmp.Or(l.window, capacity), capacity)
 }
 
 // MergeStats tell what one call of Merge did.
 type MergeStats struct {
 	BlocksWritten  int64 `json:"blocks_written"`  // to the base, 4096 bytes each
+	BlocksZeroed   int64 `json:"blocks_zeroed"`   // of the base, without writing them
 	ScratchWritten int64 `json:"scratch_written"` // blocks that went through the scratch area
 	Batches        int64 `json:"batches"`         // commits without the scratch area
 	Windows        int64 `json:"windows"`         // commits through the scratch area
@@ -50,6 +54,10 @@ const (
 	// be 255; but a sync costs as much as writing 100 to 250 blocks, and
 	// flash wears by what is written.
 	worthBatching = 128
+
+	// worthZeroing is the number of blocks from which a call that zeroes
+	// them beats writing zeros: shorter ones cut a file's extents up.
+	worthZeroing = 16
 )
 
 // Merge writes the target into the base until every op is merged. Reads go on
@@ -140,7 +148,7 @@ func (m *merger) mergeBatch(ctx context.Context, q *queue) error {
 			err = m.writeScratch(l, scratched)
 			scratched += len(l.buf) / blockSize
 		} else {
-			err = m.writeBase(ctx, l)
+			err = m.writeBase(ctx, l, q.zeros)
 		}
 		if err != nil {
 			return err
@@ -183,13 +191,41 @@ func (m *merger) growBase() error {
 }
 
 // writeBase writes a load to the base, no faster than asked.
-func (m *merger) writeBase(ctx context.Context, l *load) error {
+func (m *merger) writeBase(ctx context.Context, l *load, zeros []byte) error {
 	b := l.buf
 	for _, r := range l.runs {
+		if r.zero {
+			if err := m.zeroRun(ctx, r, zeros); err != nil {
+				return err
+			}
+			continue
+		}
 		if err := m.writeRun(ctx, b[:r.bytes], r.block); err != nil {
 			return err
 		}
 		b = b[r.bytes:]
+	}
+	return nil
+}
+
+func (m *merger) zeroRun(ctx context.Context, r loadRun, zeros []byte) error {
+	if d, ok := m.s.base.(Zeroing); ok && r.bytes >= m.o.limits.zeros*blockSize {
+		err := d.Zero(int64(r.block)*blockSize, int64(r.bytes))
+		if err == nil {
+			m.stats.BlocksZeroed += int64(r.bytes / blockSize)
+			return nil
+		}
+		if !errors.Is(err, errors.ErrUnsupported) {
+			return fmt.Errorf("zero %d bytes at block %d of the base: %w", r.bytes, r.block, err)
+		}
+	}
+	for r.bytes > 0 {
+		n := min(r.bytes, len(zeros))
+		if err := m.writeRun(ctx, zeros[:n], r.block); err != nil {
+			return err
+		}
+		r.block += uint32(n / blockSize)
+		r.bytes -= n
 	}
 	return nil
 }

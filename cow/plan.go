@@ -183,7 +183,7 @@ func (p *planner) extendWindow(conflict, capacity int) {
 // ordered cuts a batch that is complete into loads.
 func (p *planner) ordered() error {
 	for k, b := range p.b.ops {
-		if err := p.add(k, b.block, 1); err != nil {
+		if err := p.add(k, b.block, 1, false); err != nil {
 			return err
 		}
 	}
@@ -199,7 +199,7 @@ func (p *planner) unordered() error {
 			return nil
 		}
 		n := int(o.Blocks())
-		if err := p.add(len(p.b.ops), o.NewBlock, n); err != nil {
+		if err := p.add(len(p.b.ops), o.NewBlock, n, o.Type == cowfile.OpZero); err != nil {
 			return err
 		}
 		blocks += n
@@ -210,8 +210,8 @@ func (p *planner) unordered() error {
 
 // add puts the k-th op of the batch, of at most loadBlocks blocks, into the
 // load under way or the next one.
-func (p *planner) add(k int, block uint32, blocks int) error {
-	if p.cur != nil && len(p.cur.buf)+blocks*blockSize > cap(p.cur.buf) {
+func (p *planner) add(k int, block uint32, blocks int, zero bool) error {
+	if p.cur != nil && !zero && len(p.cur.buf)+blocks*blockSize > cap(p.cur.buf) {
 		if err := p.send(k, false); err != nil {
 			return err
 		}
@@ -220,11 +220,13 @@ func (p *planner) add(k int, block uint32, blocks int) error {
 		return err
 	}
 	l := p.cur
-	if r := len(l.runs) - 1; r < 0 || l.runs[r].block+uint32(l.runs[r].bytes/blockSize) != block {
-		l.runs = append(l.runs, loadRun{block: block})
+	if r := len(l.runs) - 1; r < 0 || l.runs[r].block+uint32(l.runs[r].bytes/blockSize) != block || l.runs[r].zero != zero {
+		l.runs = append(l.runs, loadRun{block: block, zero: zero})
 	}
 	l.runs[len(l.runs)-1].bytes += blocks * blockSize
-	l.buf = l.buf[:len(l.buf)+blocks*blockSize]
+	if !zero {
+		l.buf = l.buf[:len(l.buf)+blocks*blockSize]
+	}
 	return nil
 }
 

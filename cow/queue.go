@@ -16,6 +16,7 @@ import (
 // reads a block that an earlier op, or another op of its batch, writes.
 type queue struct {
 	mem   []byte      // one mapping for everything
+	zeros []byte      // as many as fit in a load; never touched, so that they cost nothing
 	reads []uint64    // the planner's
 	lists chan *batch // batches that nobody owns
 	free  chan *load  // loads that nobody owns
@@ -49,10 +50,12 @@ type load struct {
 	filled chan error // once a round
 }
 
-// loadRun is a number of consecutive blocks of a load.
+// loadRun is a number of consecutive blocks of a load. Zeros take no place in
+// the buffer.
 type loadRun struct {
 	block uint32
 	bytes int
+	zero  bool
 }
 
 const (
@@ -66,7 +69,7 @@ const (
 func newQueue(s *Snapshot, ops, readWords int) (*queue, error) {
 	const opSize = int(unsafe.Sizeof(batchOp{}))
 	fillers, spare := min(runtime.GOMAXPROCS(0), maxFillers), blockSize+s.file.MaxStored()
-	mem, err := mapAnonymous(loads*loadBlocks*blockSize + (lists*ops+readWords)*opSize + fillers*spare)
+	mem, err := mapAnonymous((loads+1)*loadBlocks*blockSize + (lists*ops+readWords)*opSize + fillers*spare)
 	if err != nil {
 		return nil, err
 	}
@@ -75,6 +78,7 @@ func newQueue(s *Snapshot, ops, readWords int) (*queue, error) {
 		work: make(chan *load, loads), full: make(chan *load, loads), quit: make(chan struct{}),
 	}
 	cut := func(n int) []byte { b := mem[:n:n]; mem = mem[n:]; return b }
+	q.zeros = cut(loadBlocks * blockSize)
 	for range loads {
 		q.free <- &load{buf: cut(loadBlocks * blockSize)[:0], filled: make(chan error, 1)}
 	}
