@@ -63,10 +63,18 @@ type mergeControl struct {
 	running bool
 	paused  bool
 	resumed chan struct{} // closed and renewed by each Resume
+	pausing chan struct{} // closed by Pause, renewed by Resume
 	err     error
 }
 
-func (c *mergeControl) init() { c.resumed = make(chan struct{}) }
+func (c *mergeControl) init() { c.resumed, c.pausing = make(chan struct{}), make(chan struct{}) }
+
+// interrupt is closed while the merge is paused.
+func (c *mergeControl) interrupt() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.pausing
+}
 
 func (c *mergeControl) begin() bool {
 	c.mu.Lock()
@@ -96,9 +104,14 @@ func (c *mergeControl) state() (running, paused bool, err error) {
 func (c *mergeControl) pause(p bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.paused && !p {
+	switch {
+	case c.paused == p:
+		return
+	case p:
+		close(c.pausing)
+	default:
 		close(c.resumed)
-		c.resumed = make(chan struct{})
+		c.resumed, c.pausing = make(chan struct{}), make(chan struct{})
 	}
 	c.paused = p
 }
@@ -127,9 +140,11 @@ func (c *mergeControl) proceed(ctx context.Context) error {
 
 // throttle keeps a merge at a byte rate.
 type throttle struct {
-	rate int64 // bytes a second, 0 = none
-	debt time.Duration
-	last time.Time
+	rate      int64 // bytes a second, 0 = none
+	interrupt func() <-chan struct{}
+	debt      time.Duration
+	last      time.Time
+	slept     time.Duration // in all
 }
 
 // limit shortens a batch of n blocks to what the rate allows in about a second,
@@ -141,8 +156,8 @@ func (t *throttle) limit(n int) int {
 	return int(min(int64(n), max(1, t.rate/blockSize)))
 }
 
-// wait sleeps until n bytes may be written. It returns early when ctx ends:
-// the batch is to be finished then.
+// wait sleeps until n bytes may be written. It returns early when ctx ends or
+// the merge is paused: the batch is to be finished then.
 func (t *throttle) wait(ctx context.Context, n int) {
 	if t.rate <= 0 {
 		return
@@ -156,5 +171,7 @@ func (t *throttle) wait(ctx context.Context, n int) {
 	select {
 	case <-time.After(t.debt):
 	case <-ctx.Done():
+	case <-t.interrupt():
 	}
+	t.slept += time.Since(now)
 }

@@ -16,7 +16,6 @@ type filler struct {
 }
 
 func (f *filler) run(q *queue) {
-	defer q.fillers.Done()
 	for l := range q.work {
 		l.filled <- f.fill(l)
 	}
@@ -33,12 +32,13 @@ func (f *filler) fill(l *load) (err error) {
 // ordered reads the new contents of ordered ops, a block each, into dst.
 func (f *filler) ordered(ops []batchOp, dst []byte) error {
 	file := f.s.file
-	err := readStretches(f.s.source, dst, len(ops), func(k int) int64 {
+	k, err := readStretches(f.s.source, dst, len(ops), func(k int) int64 {
 		off, _ := file.Op(int(ops[k].op)).SourceRange()
 		return off
 	})
 	if err != nil {
-		return fmt.Errorf("source: %w", err)
+		i := int(ops[k].op)
+		return fmt.Errorf("source of op %d (%v) and what follows it: %w", i, file.Op(i), err)
 	}
 	for k, b := range ops {
 		o := file.Op(int(b.op))
@@ -71,8 +71,9 @@ func (f *filler) unordered(ops []batchOp, dst []byte) error {
 
 // readStretches reads n pieces of a block's size into dst, the k-th from at(k).
 // Pieces that follow each other on the device, upwards or downwards, are read
-// at once: a merge order that goes backwards must not cost a read a block.
-func readStretches(d io.ReaderAt, dst []byte, n int, at func(k int) int64) error {
+// at once: a merge order that goes backwards must not cost a read a block. With
+// an error comes the first piece of the stretch that could not be read.
+func readStretches(d io.ReaderAt, dst []byte, n int, at func(k int) int64) (failed int, err error) {
 	for k := 0; k < n; {
 		start, count, step := at(k), 1, int64(blockSize)
 		if k+1 < n && at(k+1) == start-blockSize {
@@ -83,14 +84,14 @@ func readStretches(d io.ReaderAt, dst []byte, n int, at func(k int) int64) error
 		}
 		b := dst[k*blockSize : (k+count)*blockSize]
 		if err := readFull(d, b, min(start, start+int64(count-1)*step)); err != nil {
-			return err
+			return k, err
 		}
 		if step < 0 {
 			reverseBlocks(b)
 		}
 		k += count
 	}
-	return nil
+	return n, nil
 }
 
 func reverseBlocks(b []byte) {

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"sync/atomic"
+	"time"
 
 	"cowbird/formats/cowfile"
 )
@@ -14,6 +16,12 @@ import (
 type MergeOptions struct {
 	// Rate limits the merge to so many bytes a second; 0 means no limit.
 	Rate int64
+	// Priority is that of all threads that the merge uses.
+	Priority Priority
+	// BatchBytes is how much is written between two commits at most, a
+	// multiple of 4096; 0 means 16 MiB. What a crash makes the next merge do
+	// again is at most this much.
+	BatchBytes int64
 	// OnProgress is called after each batch, from the merging goroutine.
 	OnProgress func(Progress)
 
@@ -46,7 +54,14 @@ type MergeStats struct {
 }
 
 const (
-	batchBlocks = 4096 // blocks between two commits: 16 MiB
+	batchBlocks   = 4096    // blocks between two commits: 16 MiB
+	maxBatchBytes = 1 << 30 // for 6 MiB of lists
+
+	// A merge that is told to stop does so at the end of a batch, so that
+	// batches are cut to what the storage takes in about this time, but not
+	// so short that commits are most of the work.
+	batchTime  = 100 * time.Millisecond
+	leastBatch = 128 // blocks
 
 	// worthBatching is the length from which a conflict-free batch (one
 	// write a block, two syncs) beats a window of the scratch area (two
@@ -71,9 +86,12 @@ func (s *Snapshot) Merge(ctx context.Context, o MergeOptions) (MergeStats, error
 		return MergeStats{}, ErrMerging
 	}
 	h := s.file.Header()
+	if o.limits.batch == 0 {
+		o.limits.batch = int(min(o.BatchBytes, maxBatchBytes) / blockSize)
+	}
 	o.limits.complete(h.Scratch().Capacity)
-	m := &merger{s: s, o: o, throttle: throttle{rate: o.Rate}}
-	err := m.run(ctx)
+	m := &merger{s: s, o: o, throttle: throttle{rate: o.Rate, interrupt: s.merge.interrupt}}
+	err := o.Priority.run(func() error { return m.run(ctx) })
 	s.merge.end(err)
 	return m.stats, err
 }
@@ -121,17 +139,34 @@ func (m *merger) mergeUntilPaused(ctx context.Context) (err error) {
 	}
 	limits := m.o.limits
 	limits.batch = m.throttle.limit(limits.batch)
-	q, err := s.prepare(limits)
+	q, err := s.prepare(limits, m.o.Priority)
 	if err != nil {
 		return err
 	}
 	defer q.close()
 	for !s.complete && s.merge.mayProceed(ctx) {
+		start, written, slept := time.Now(), m.stats.BlocksWritten, m.throttle.slept
 		if err := m.mergeBatch(ctx, q); err != nil {
 			return err
 		}
+		q.pace.adapt(m.stats.BlocksWritten-written, time.Since(start)-(m.throttle.slept-slept))
 	}
 	return nil
+}
+
+// pace is how many blocks a batch may have, as the storage's speed allows.
+type pace struct {
+	most  int64
+	limit atomic.Int64
+}
+
+// adapt learns from a batch of that many blocks, which took that long.
+func (p *pace) adapt(blocks int64, took time.Duration) {
+	if blocks == 0 {
+		return
+	}
+	inTime := int64(float64(blocks) * float64(batchTime) / float64(max(took, 1)))
+	p.limit.Store(min(p.most, max(leastBatch, inTime)))
 }
 
 // mergeBatch merges a batch. Until its commit, or until it is in the scratch

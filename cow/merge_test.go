@@ -157,6 +157,74 @@ func TestRate(t *testing.T) {
 	}
 }
 
+// A pause does not wait for a rate: the batch under way is finished at once.
+func TestPauseInterruptsThrottle(t *testing.T) {
+	c := generate(t, 10, 100, true)
+	s, _, _ := openSample(t, c)
+	ctx, cancel := context.WithCancel(context.Background())
+	merged := make(chan error)
+	committed := make(chan Progress, 1)
+	go func() {
+		_, err := s.Merge(ctx, MergeOptions{Rate: 1, OnProgress: func(p Progress) { committed <- p }})
+		merged <- err
+	}()
+	for s.Progress().Status != StatusMerging {
+		time.Sleep(time.Millisecond)
+	}
+	s.Pause()
+	select {
+	case p := <-committed:
+		if !p.Paused || p.MergedOps == 0 || p.Status != StatusMerging {
+			t.Errorf("expected a paused merge with a batch done, found %+v", p)
+		}
+	case <-time.After(time.Minute):
+		t.Error("the paused merge waits for its rate of a byte a second")
+	}
+	cancel()
+	if err := <-merged; !errors.Is(err, context.Canceled) {
+		t.Errorf("expected a cancelled merge, found %v", err)
+	}
+}
+
+// Batches are as long as what the storage takes in batchTime.
+func TestPace(t *testing.T) {
+	p := pace{most: 4096}
+	for _, c := range []struct {
+		blocks int64
+		took   time.Duration
+		want   int64
+	}{
+		{4096, 10 * time.Millisecond, 4096},
+		{4096, 400 * time.Millisecond, 1024},
+		{1024, 50 * time.Millisecond, 2048},
+		{1024, 100 * time.Second, leastBatch},
+		{0, time.Second, leastBatch}, // nothing learnt
+		{128, 0, 4096},
+	} {
+		p.adapt(c.blocks, c.took)
+		if got := p.limit.Load(); got != c.want {
+			t.Errorf("after %d blocks in %v: expected %d, found %d", c.blocks, c.took, c.want, got)
+		}
+	}
+}
+
+// BatchBytes bounds what lies between two commits.
+func TestBatchBytes(t *testing.T) {
+	c := generate(t, 10, 200, true)
+	s, _, _ := openSample(t, c)
+	last := s.Progress().BytesWritten
+	_, err := s.Merge(context.Background(), MergeOptions{BatchBytes: 2 * blockSize, OnProgress: func(p Progress) {
+		// The last unit of a batch may be longer than what is left of it.
+		if n := p.BytesWritten - last; n > 2*blockSize+int64(s.File().MaxUnit()) {
+			t.Errorf("expected at most 2 blocks and a unit between two commits, found %d bytes", n)
+		}
+		last = p.BytesWritten
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // SNU-038: data that do not decode end the merge, and it says so; everything
 // else is served on.
 func TestMergeOfBrokenData(t *testing.T) {

@@ -29,12 +29,14 @@ type planner struct {
 
 // prepare starts a planner behind the ops that are merged, and the workers that
 // read and decode what it has planned.
-func (s *Snapshot) prepare(limits mergeLimits) (*queue, error) {
+func (s *Snapshot) prepare(limits mergeLimits, prio Priority) (*queue, error) {
 	readWords := (int(s.source.Size()/blockSize) + 64) / 64
-	q, err := newQueue(s, max(limits.batch, limits.window), readWords)
+	q, err := newQueue(s, max(limits.batch, limits.window), readWords, prio)
 	if err != nil {
 		return nil, err
 	}
+	q.pace.most = int64(limits.batch)
+	q.pace.limit.Store(q.pace.most)
 	p := &planner{s: s, q: q, limits: limits, it: s.file.Merge(s.merged), peeked: -1, planned: s.merged, reads: q.reads}
 	go func() {
 		defer close(q.full)
@@ -104,7 +106,7 @@ func (p *planner) unget(i int) { p.peeked = i }
 // choose takes the next ordered ops: a conflict-free batch if one of a decent
 // length begins here, else a window for the scratch area.
 func (p *planner) choose() {
-	b, limit := p.b, p.limits.batch
+	b, limit := p.b, int(p.q.pace.limit.Load())
 	conflict := p.gather(limit)
 	window := min(p.limits.window, limit)
 	switch {
@@ -193,7 +195,8 @@ func (p *planner) ordered() error {
 // unordered takes the next replace and zero ops. They read nothing that
 // changes, so that any part of the batch can be done twice.
 func (p *planner) unordered() error {
-	for blocks := 0; blocks < p.limits.batch; {
+	limit := int(p.q.pace.limit.Load())
+	for blocks := 0; blocks < limit; {
 		i, o, ok := p.next(false)
 		if !ok {
 			return nil

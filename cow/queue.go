@@ -15,9 +15,10 @@ import (
 // That blocks are read long before earlier ones are written is safe: no op
 // reads a block that an earlier op, or another op of its batch, writes.
 type queue struct {
-	mem   []byte      // one mapping for everything
-	zeros []byte      // as many as fit in a load; never touched, so that they cost nothing
-	reads []uint64    // the planner's
+	mem   []byte   // one mapping for everything
+	zeros []byte   // as many as fit in a load; never touched, so that they cost nothing
+	reads []uint64 // the planner's
+	pace  pace
 	lists chan *batch // batches that nobody owns
 	free  chan *load  // loads that nobody owns
 
@@ -66,7 +67,7 @@ const (
 )
 
 // newQueue takes memory for batches of at most ops ops, and starts fillers.
-func newQueue(s *Snapshot, ops, readWords int) (*queue, error) {
+func newQueue(s *Snapshot, ops, readWords int, prio Priority) (*queue, error) {
 	const opSize = int(unsafe.Sizeof(batchOp{}))
 	fillers, spare := min(runtime.GOMAXPROCS(0), maxFillers), blockSize+s.file.MaxStored()
 	mem, err := mapAnonymous((loads+1)*loadBlocks*blockSize + (lists*ops+readWords)*opSize + fillers*spare)
@@ -89,7 +90,10 @@ func newQueue(s *Snapshot, ops, readWords int) (*queue, error) {
 	for range fillers {
 		f := &filler{s: s, delta: cut(blockSize), stored: cut(s.file.MaxStored())}
 		q.fillers.Add(1)
-		go f.run(q)
+		go func() {
+			defer q.fillers.Done()
+			_ = prio.run(func() error { f.run(q); return nil }) // what the merger was granted
+		}()
 	}
 	return q, nil
 }

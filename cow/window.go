@@ -78,8 +78,8 @@ func (m *merger) writeWindow(ctx context.Context, ops []batchOp) error {
 			n++
 		}
 		b := buf[:n*blockSize]
-		if err := readStretches(m.s.cow, b, n, func(k int) int64 { return rest[k].off }); err != nil {
-			return fmt.Errorf("scratch area: %w", err)
+		if k, err := readStretches(m.s.cow, b, n, func(k int) int64 { return rest[k].off }); err != nil {
+			return fmt.Errorf("scratch area, block %d: %w", rest[k].block, err)
 		}
 		if err := m.writeRun(ctx, b, rest[0].block); err != nil {
 			return err

@@ -100,7 +100,7 @@ func TestThereAndBack(t *testing.T) {
 			b.run("cat --base @base -o @out @cow")
 			b.same("out", b.target)
 			b.same("base", b.read("base"))
-			b.run("merge --base @base @cow")
+			b.run("merge --base @base --idle-io --nice 3 --batch 1M @cow")
 			b.same("base", b.target)
 			if out := b.run("merge --base @base @cow"); !strings.Contains(out, "nothing to do") {
 				t.Errorf("second merge: found %q", out)
@@ -170,7 +170,7 @@ func TestUsage(t *testing.T) {
 		"inspect", "inspect --order sideways @cow", "inspect --block -1 @cow", "inspect --block 4294967296 @cow",
 		"check --target @target @cow", "check --base @base --target @target --sha256 00 @cow", "check --base @base --sha256 12 @cow",
 		"cat @cow", "cat --base @base @cow", "cat --base @base -o - --json @cow", "cat --base @base -o @cow @cow",
-		"merge @cow", "merge --base @base --rate fast @cow", "map @cow", "map -o @m.gif @cow",
+		"merge @cow", "merge --base @base --rate fast @cow", "merge --base @base --batch 1000 @cow", "merge --base @base --nice -1 @cow", "map @cow", "map -o @m.gif @cow",
 	} {
 		code, out, errs := b.try(line)
 		if code != 2 || out != "" || !strings.HasPrefix(errs, "cowtool: ") || strings.Count(errs, "\n") != 1 || !strings.Contains(errs, "--help") {

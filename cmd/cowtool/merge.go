@@ -15,6 +15,8 @@ type merge struct {
 	common *common
 	base   string
 	rate   cli.Size
+	batch  cli.Size
+	prio   cow.Priority
 }
 
 func mergeCommand(c *common) *cobra.Command {
@@ -30,17 +32,35 @@ larger.
 While snapuserd serves the COW, merge through it: otactl merge.`,
 		Example: `  cowtool merge --base system.img update.cow
   cowtool merge --base /dev/sda3 --rate 32M update.cow
+  cowtool merge --base /dev/sda3 --idle-io --nice 10 update.cow   # while others work
   cowtool merge --json --base system.img update.cow | tail -n 1 | jq .blocks_written`,
 		Args:              cli.Args("COW"),
 		ValidArgsFunction: fileArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := o.check(); err != nil {
+				return err
+			}
 			return o.run(cmd.Context(), o.common.output(cmd), args[0])
 		},
 	}
 	baseFlag(cmd, &o.base, "the image or partition to overwrite")
 	_ = cmd.MarkFlagRequired("base")
 	cmd.Flags().Var(&o.rate, "rate", "at most so many bytes a second; 0 is no limit")
+	o.batch = 16 << 20
+	cmd.Flags().Var(&o.batch, "batch", "bytes written between two commits, at most")
+	cmd.Flags().BoolVar(&o.prio.IdleIO, "idle-io", false, "use the storage when nobody else does (I/O class idle)")
+	cmd.Flags().IntVar(&o.prio.Nice, "nice", 0, "run at a nice value higher by so much, 0 to 19")
 	return cmd
+}
+
+func (o *merge) check() error {
+	if o.batch < 4096 || o.batch%4096 != 0 {
+		return cli.Usagef("--batch: expected a multiple of 4096 bytes, found %d", o.batch)
+	}
+	if err := o.prio.Check(); err != nil {
+		return cli.Usagef("--nice: %v", err)
+	}
+	return nil
 }
 
 func (o *merge) run(ctx context.Context, out cli.Output, cowPath string) error {
@@ -68,9 +88,10 @@ func (o *merge) run(ctx context.Context, out cli.Output, cowPath string) error {
 func (o *merge) merge(ctx context.Context, out cli.Output, s *cow.Snapshot) (cow.MergeStats, error) {
 	meter := out.Meter("merging")
 	defer meter.End()
-	return s.Merge(ctx, cow.MergeOptions{Rate: int64(o.rate), OnProgress: func(p cow.Progress) {
-		meter.Update(p.BytesWritten, p.BytesTotal)
-	}})
+	return s.Merge(ctx, cow.MergeOptions{
+		Rate: int64(o.rate), BatchBytes: int64(o.batch), Priority: o.prio,
+		OnProgress: func(p cow.Progress) { meter.Update(p.BytesWritten, p.BytesTotal) },
+	})
 }
 
 func reportMerge(out cli.Output, base string, p cow.Progress, s cow.MergeStats) error {

@@ -85,7 +85,7 @@ func (d daemon) serve(ctx context.Context, o options, log *slog.Logger) error {
 	defer stop()
 	server, err := snapd.Listen(snapd.Config{
 		Socket: o.socket, Group: o.group, Carrier: attacher{carrier}, Log: log,
-		Leaving: func() { notify(log, "STOPPING=1") }, Processors: procs,
+		Leaving: func() { notify(log, "STOPPING=1") }, Processors: procs, Priority: o.prio,
 	})
 	if err != nil {
 		return err

@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"strings"
 
+	"cowbird/cow"
 	"cowbird/dmuser"
 	"cowbird/ota/snapd"
 )
@@ -30,6 +31,7 @@ Examples:
   snapuserd --socket /run/snapuserd.sock
   snapuserd --carrier fuse --log-level debug
   snapuserd --gid 1000      members of group 1000 may use the socket too
+  snapuserd --merge-idle-io --merge-nice 10   merges stand back behind other work
 
 Flags:
 `
@@ -47,6 +49,7 @@ type options struct {
 	carrier string
 	group   int
 	level   slog.Level
+	prio    cow.Priority
 	probe   bool
 }
 
@@ -62,6 +65,8 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	set.StringVar(&o.socket, "socket", defaultSocket(runtime.GOOS), "`path` of the control socket")
 	set.StringVar(&o.carrier, "carrier", dmuser.Auto, "how the kernel asks: auto, dm-user, ublk, nbd or fuse; `name`")
 	set.IntVar(&o.group, "gid", snapd.NoGroup, "group whose members may use the socket too; `number`, -1 for none")
+	set.BoolVar(&o.prio.IdleIO, "merge-idle-io", false, "merge when nobody else uses the storage (I/O class idle)")
+	set.IntVar(&o.prio.Nice, "merge-nice", 0, "merge at a nice value higher by so much; `number`, 0 to 19")
 	set.TextVar(&o.level, "log-level", slog.LevelInfo, "debug, info, warn or error; `level`")
 	if err := parseFlags(set, args, stderr); err != nil {
 		return o, err
@@ -84,6 +89,9 @@ func parseFlags(set *flag.FlagSet, args []string, stderr io.Writer) error {
 }
 
 func (o *options) takeArgs(args []string) error {
+	if err := o.prio.Check(); err != nil {
+		return err
+	}
 	switch {
 	case len(args) == 0:
 		return nil

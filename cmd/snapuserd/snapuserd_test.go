@@ -69,7 +69,7 @@ func (l *log) String() string {
 }
 
 func TestUsage(t *testing.T) {
-	for _, args := range [][]string{{"--bogus"}, {"extra"}, {"probe", "more"}, {"--gid", "wheel"}, {"--log-level", "loud"}, {"--carrier", "pigeon"}, {"--socket"}} {
+	for _, args := range [][]string{{"--bogus"}, {"extra"}, {"probe", "more"}, {"--gid", "wheel"}, {"--log-level", "loud"}, {"--carrier", "pigeon"}, {"--socket"}, {"--merge-nice", "20"}} {
 		var l log
 		if code := with(&fakeCarrier{}).run(t.Context(), args, &l, &l); code != exitUsage || strings.Count(l.String(), "\n") != 1 {
 			t.Errorf("%q: expected exit code 2 and one line, found %d, %q", args, code, l.String())

@@ -62,7 +62,7 @@ func (s *Server) merge(ctx context.Context, n *snap) {
 	began := time.Now()
 	s.quiet.begin()
 	s.procs.widen() // a merge reads and writes at a time
-	stats, err := n.snapshot.Merge(ctx, cow.MergeOptions{Rate: n.rate})
+	stats, err := n.snapshot.Merge(ctx, cow.MergeOptions{Rate: n.rate, Priority: s.cfg.Priority})
 	s.quiet.end()
 	took := time.Since(began).Round(time.Millisecond)
 	switch {

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"cowbird/cow"
 )
 
 var (
@@ -73,14 +75,15 @@ type Attacher interface {
 // Config says how to serve. Zero values of numbers mean the defaults, except
 // for Group.
 type Config struct {
-	Socket  string
-	Group   int // group that may use the socket, or NoGroup
-	Carrier Attacher
-	Log     *slog.Logger
-	Clients int           // at a time
-	Merges  int           // at a time; the others wait their turn
-	Quiet   time.Duration // without requests until memory is given back
-	Leaving func()        // called when Serve begins to end; may be nil
+	Socket   string
+	Group    int // group that may use the socket, or NoGroup
+	Carrier  Attacher
+	Log      *slog.Logger
+	Clients  int           // at a time
+	Merges   int           // at a time; the others wait their turn
+	Priority cow.Priority  // of merges
+	Quiet    time.Duration // without requests until memory is given back
+	Leaving  func()        // called when Serve begins to end; may be nil
 	// Processors is how many the runtime may use while there is work for
 	// them; it is held to one otherwise. 0 leaves the runtime alone.
 	Processors int
