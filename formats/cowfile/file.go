@@ -161,7 +161,7 @@ type mark struct {
 	_   uint32
 }
 
-const markEvery = 64 // ops; bounds the sum in dataPosition
+const markEvery = 256 // ops; bounds the sum in dataPosition
 
 func (f *File) dataPosition(i int) int64 {
 	lo, hi := 0, len(f.marks)
