@@ -16,7 +16,10 @@ const (
 // the tables need not be cleared.
 type chains struct {
 	effort
+	hunt
 	b       *block
+	src     []byte                // of b
+	end     int                   // where matches in b must end
 	base    uint32                // index of the block's first byte
 	next    uint32                // index of the first byte that is in no chain yet
 	newest  [1 << hashBits]uint32 // by hash
@@ -36,12 +39,19 @@ type effort struct {
 }
 
 func (c *chains) start(b *block) {
-	if c.b = b; c.base == 0 || c.next > restart {
+	c.b, c.src, c.end = b, b.src, b.lastEnd()
+	if c.base == 0 || c.next > restart {
 		clear(c.newest[:])
 		c.next = 0
 	}
 	c.base = c.next + window
 	c.next = c.base
+}
+
+// finish ends the block and lets go of the caller's bytes.
+func (c *chains) finish() {
+	c.b.finish()
+	c.b, c.src = nil, nil
 }
 
 func hashOf(seq uint32) uint32 { return seq * 2654435761 >> (32 - hashBits) }
@@ -51,7 +61,7 @@ func (c *chains) insert(end uint32) {
 	if c.next >= end {
 		return
 	}
-	src := c.b.src[c.next-c.base : end-c.base+minMatch-1]
+	src := c.src[c.next-c.base : end-c.base+minMatch-1]
 	for i := range src[minMatch-1:] {
 		h := hashOf(binary.LittleEndian.Uint32(src[i:]))
 		index := c.next + uint32(i)
@@ -65,41 +75,52 @@ func (c *chains) insert(end uint32) {
 // begins no earlier than low. Matches of atLeast bytes or less do not count; if
 // there is no better one, its length is atLeast.
 func (c *chains) longest(at, low, atLeast int) match {
-	s := hunt{chains: c, src: c.b.src, at: at, low: low, end: c.b.lastEnd(), best: match{at, atLeast, 0}}
-	s.index = c.base + uint32(at)
-	s.lowest = max(c.base, s.index-maxOffset)
-	c.insert(s.index)
-	s.first = load32(s.src, at)
-	s.walk(c.newest[hashOf(s.first)])
-	return s.best
+	index := c.base + uint32(at)
+	c.insert(index)
+	first := load32(c.src, at)
+	ref := c.newest[hashOf(first)]
+	lowest := max(c.base, index-maxOffset)
+	if ref < lowest {
+		return match{at, atLeast, 0}
+	}
+	h := &c.hunt
+	h.at, h.low, h.index, h.lowest, h.first = at, low, index, lowest, first
+	h.best.start, h.best.length, h.best.offset = at, atLeast, 0
+	h.run, h.hop = 0, 0
+	c.walk(ref)
+	return h.best
 }
 
 // hunt is one search for a match.
 type hunt struct {
-	*chains
-	src          []byte
-	at, low, end int
-	index        uint32 // of at
-	lowest       uint32 // index of the farthest position in reach
-	first        uint32 // the bytes at at
-	best         match
-	run          int    // how often the byte at at repeats; -1: other bytes follow at once, 0: not yet known
-	hop          uint32 // the chain walked is that of the position so many bytes behind at
+	at, low int
+	index   uint32 // of at
+	lowest  uint32 // index of the farthest position in reach
+	first   uint32 // the bytes at at
+	hop     uint32 // the chain walked is that of the position so many bytes behind at
+	run     int    // how often the byte at at repeats; -1: other bytes follow at once, 0: not yet known
+	best    match
 }
 
 // walk tries one candidate after the other, beginning with the index ref.
-func (s *hunt) walk(ref uint32) {
-	for tries := s.tries; ref >= s.lowest && tries > 0; tries-- {
-		length := s.try(ref)
-		if s.detours && length == s.best.length {
-			if back := s.sparser(ref); back > 1 {
+func (c *chains) walk(ref uint32) {
+	src, lowest := c.src, c.lowest
+	for tries := c.tries; ref >= lowest && tries > 0; tries-- {
+		length, j := 0, int(ref-c.base)
+		// The two bytes around the end of the best match tell most failures.
+		probe := c.low + c.best.length - 1
+		if load16(src, probe) == load16(src, probe-c.at+j) && load32(src, j) == c.first {
+			length = c.compare(j)
+		}
+		if c.detours && length == c.best.length {
+			if back := c.sparser(ref); back > 1 {
 				ref -= back
 				continue
 			}
 		}
-		back := uint32(s.earlier[uint16(ref+s.hop)])
-		if s.runs && back == 1 && s.hop == 0 {
-			if next, ok := s.leap(ref - 1); ok {
+		back := uint32(c.earlier[uint16(ref+c.hop)])
+		if back == 1 && c.runs && c.hop == 0 {
+			if next, ok := c.leap(ref - 1); ok {
 				ref = next
 				continue
 			}
@@ -108,24 +129,16 @@ func (s *hunt) walk(ref uint32) {
 	}
 }
 
-// try compares with the candidate ref and returns the length of the match, or
-// 0 if it cannot be longer than the best one.
-func (s *hunt) try(ref uint32) int {
-	src, at := s.src, s.at
-	j := int(ref - s.base)
-	// The two bytes around the end of the best match tell most failures.
-	probe := s.low + s.best.length - 1
-	if load16(src, probe) != load16(src, probe-at+j) || load32(src, j) != s.first {
-		return 0
-	}
-	length := minMatch + common(src, at+minMatch, j+minMatch, s.end)
-	start := at
-	for k := j; start > s.low && k > 0 && src[start-1] == src[k-1]; k-- {
+// compare returns the length of the match with position j, whose first bytes
+// are known to be equal.
+func (c *chains) compare(j int) int {
+	src, start := c.src, c.at
+	end := start + minMatch + common(src, start+minMatch, j+minMatch, c.end)
+	for k := j; start > c.low && k > 0 && src[start-1] == src[k-1]; k-- {
 		start--
 	}
-	length += at - start
-	if length > s.best.length {
-		s.best = match{start, length, at - j}
+	if end-start > c.best.length {
+		c.best = match{start, end - start, c.at - j}
 	}
-	return length
+	return end - start
 }

@@ -39,9 +39,9 @@ func isShort[P position]() bool { return uint32(^P(0)) == 1<<16-1 }
 // slot is the hash of the first 4 of the bytes in seq, in long blocks 5.
 func slot[P position](seq uint64) uint {
 	if isShort[P]() {
-		return uint(uint32(seq)*2654435761>>(32-13)) % slots16
+		return uint(uint32(seq) * 2654435761 >> (32 - 13))
 	}
-	return uint(seq<<24*889523592379>>(64-12)) % slots32
+	return uint(seq << 24 * 889523592379 >> (64 - 12))
 }
 
 // inReach tells whether ref is near enough. An unused slot says 0, which must
@@ -79,8 +79,8 @@ func nextMatch[P position](table *[slots16]P, src []byte, ip, acceleration int) 
 		if next > end {
 			return match{}, false
 		}
-		ref := int(table[h])
-		table[h] = P(ip)
+		ref := int(table[h%slots16])
+		table[h%slots16] = P(ip)
 		if load32(src, ref) == uint32(seq) && inReach[P](ref, ip) {
 			return match{start: ip, offset: ip - ref}, true
 		}
@@ -112,11 +112,11 @@ func followMatches[P position](table *[slots16]P, b *block, m match) (ip int, ok
 		if ip > lastStart {
 			return 0, false
 		}
-		table[slot[P](load64(src, ip-2))] = P(ip - 2)
+		table[slot[P](load64(src, ip-2))%slots16] = P(ip - 2)
 		seq := load64(src, ip)
 		h := slot[P](seq)
-		ref = int(table[h])
-		table[h] = P(ip)
+		ref = int(table[h%slots16])
+		table[h%slots16] = P(ip)
 		if load32(src, ref) != uint32(seq) || !inReach[P](ref, ip) {
 			return ip, true
 		}

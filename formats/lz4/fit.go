@@ -10,6 +10,10 @@ const atEnd = tokenSize + lastLiterals
 // it, m is shortened as far as that helps, and false tells that only literals
 // can follow.
 func (b *block) fitFast(m match) bool {
+	if b.limit == unlimited {
+		b.sequence(m)
+		return true
+	}
 	lits := m.start - b.anchor
 	left := b.limit - b.op - tokenSize - lengthSize(lits) - lits - offsetSize
 	if left < tokenSize+startLimit-minMatch {

@@ -21,8 +21,7 @@ func (l *lazySearch) encode(b *block) {
 		}
 		at = b.anchor
 	}
-	l.b = nil
-	b.finish()
+	l.finish()
 }
 
 // longer finds a match that is longer than m, takes in the last n bytes of m

@@ -42,8 +42,7 @@ func (p *pricedSearch) encode(b *block) {
 			at, ok = p.write(at, goal+1)
 		}
 	}
-	p.b = nil
-	b.finish()
+	p.finish()
 }
 
 func literalsPrice(n int32) int32 { return n + int32(lengthSize(int(n))) }
