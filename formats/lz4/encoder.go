@@ -85,8 +85,8 @@ var high = [MaxHigh + 1]struct {
 // src must not overlap. Equal src give equal bytes. The only error is
 // ErrTooLong.
 func (e *Encoder) Encode(dst, src []byte) ([]byte, error) {
-	if len(src) > MaxInput {
-		return nil, tooLong(len(src))
+	if err := checkLength(len(src)); err != nil {
+		return nil, err
 	}
 	bound := Bound(len(src))
 	dst = slices.Grow(dst, bound)
@@ -99,18 +99,18 @@ func (e *Encoder) Encode(dst, src []byte) ([]byte, error) {
 // written. The rest of dst is undefined. An empty dst takes nothing. Otherwise
 // Fill is like Encode.
 func (e *Encoder) Fill(dst, src []byte) (taken, written int, err error) {
-	switch {
-	case len(src) > MaxInput:
-		return 0, 0, tooLong(len(src))
-	case len(dst) == 0:
-		return 0, 0, nil
+	if err := checkLength(len(src)); err != nil || len(dst) == 0 {
+		return 0, 0, err
 	}
 	taken, written = e.encode(dst, src, len(dst))
 	return taken, written, nil
 }
 
-func tooLong(n int) error {
-	return fmt.Errorf("%w: expected at most %d bytes, found %d", ErrTooLong, MaxInput, n)
+func checkLength(n int) error {
+	if n > MaxInput {
+		return fmt.Errorf("%w: expected at most %d bytes, found %d", ErrTooLong, MaxInput, n)
+	}
+	return nil
 }
 
 func (e *Encoder) encode(dst, src []byte, limit int) (taken, written int) {
