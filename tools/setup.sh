@@ -25,6 +25,7 @@ test) needs="$image_needs
 gcc                     gcc
 /usr/include/stdlib.h   libc6-dev
 bpfmt                   blueprint-tools
+lz4                     lz4
 " ;;
 demo) needs=$image_needs ;;
 bench) needs="$image_needs

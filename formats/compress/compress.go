@@ -11,7 +11,8 @@ import (
 	"github.com/andybalholm/brotli"
 	"github.com/klauspost/compress/zlib"
 	"github.com/klauspost/compress/zstd"
-	"github.com/pierrec/lz4/v4"
+
+	"cowbird/formats/lz4"
 )
 
 // Func appends the compressed form of unit to dst, which may be longer than
@@ -22,15 +23,15 @@ type Func func(dst, unit []byte) ([]byte, error)
 // New returns a compressor for units of at most maxUnit bytes. The algorithms
 // are none (nil is returned), gz (a zlib stream), brotli, lz4 (a block without
 // frame) and zstd (one frame). Levels are those of the usual command-line
-// tools; lz4 takes 3 to 9 for its high-compression search and less for the
-// fast one.
+// tools; for lz4, 3 to 12 are those of its high-compression search, 0 to 2 mean
+// the fast one, and with less that skips more: -1 has an acceleration of 2.
 func New(algorithm string, level, maxUnit int) (Func, error) {
 	var f Func
 	var err error
 	switch algorithm {
 	case "none":
 	case "lz4":
-		f = newLZ4(level, maxUnit)
+		f, err = newLZ4(level)
 	case "zstd":
 		f, err = newZstd(level, maxUnit)
 	case "gz":
@@ -48,27 +49,17 @@ func New(algorithm string, level, maxUnit int) (Func, error) {
 	return f, nil
 }
 
-// lz4Fast is the highest level that means the fast search.
-const lz4Fast = 2
-
-func newLZ4(level, maxUnit int) Func {
-	bound := lz4.CompressBlockBound(maxUnit)
-	compress := new(lz4.Compressor).CompressBlock
-	if level > lz4Fast {
-		depth := lz4.CompressionLevel(1 << (8 + min(level, 9)))
-		compress = (&lz4.CompressorHC{Level: depth}).CompressBlock
+func newLZ4(level int) (f Func, err error) {
+	var e *lz4.Encoder
+	if level >= lz4.MinHigh {
+		e, err = lz4.NewHigh(level)
+	} else {
+		e, err = lz4.NewFast(1 - min(level, 0))
 	}
-	return func(dst, unit []byte) ([]byte, error) {
-		start := len(dst)
-		if cap(dst)-start < bound {
-			dst = append(make([]byte, 0, start+bound), dst...)
-		}
-		n, err := compress(unit, dst[start:start+bound])
-		if n == 0 && err == nil { // not compressible
-			return append(dst, unit...), nil
-		}
-		return dst[:start+n], err
+	if err != nil {
+		return nil, err
 	}
+	return e.Encode, nil
 }
 
 func newZstd(level, maxUnit int) (Func, error) {

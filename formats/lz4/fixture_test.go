@@ -31,7 +31,7 @@ func TestFixtures(t *testing.T) {
 			data := c.ReadAll(t)
 			f, err := cowfile.Open(bytes.NewReader(data), int64(len(data)), nil)
 			if err != nil {
-				t.Skip(err) // a file that opens at a label only
+				t.Fatal(err)
 			}
 			n := 0
 			for i := range f.NumOps() {
