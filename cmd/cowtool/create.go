@@ -54,7 +54,7 @@ which is written in place.`,
 	flags.Var(&o.unit, "unit", "largest piece that is compressed as one: 4K, 8K, … 256K")
 	flags.BoolVar(&o.noXor, "no-xor", false, "no xor ops, for daemons that do not know them")
 	workersFlag(cmd, &o.workers)
-	values(cmd, "compression", "none", "gz", "brotli", "lz4", "zstd", "zstd,9", "zstd,19")
+	values(cmd, "compression", "none", "gz", "brotli", "lz4", "lz4,9", "zstd", "zstd,9", "zstd,19")
 	values(cmd, "format", "v3", "v2")
 	values(cmd, "unit", "4K", "8K", "16K", "32K", "64K", "128K", "256K")
 	return cmd

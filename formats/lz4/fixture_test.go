@@ -99,7 +99,7 @@ func TestTool(t *testing.T) {
 	}
 	src := made()
 	if _, err := os.Stat(os.Getenv("COWBIRD_FIXTURES")); err == nil {
-		src = append(src, sample(t, 12<<20)...)
+		src = append(src, sample(t, 32<<20)...)
 	}
 	for _, level := range []int{1, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12} {
 		e := fast(t, 1)
