@@ -39,7 +39,7 @@ func each(t *testing.T, f func(t *testing.T, c cowfile.Compression, fresh func()
 func units() [][]byte {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	var all [][]byte
-	for _, n := range []int{4096, 65536, 4096} {
+	for _, n := range []int{4096, 16384, 4096} {
 		random, text := make([]byte, n), make([]byte, 0, n+20)
 		for i := range random {
 			random[i] = byte(rnd.Uint32())

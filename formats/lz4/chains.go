@@ -54,7 +54,7 @@ func (c *chains) finish() {
 	c.b, c.src = nil, nil
 }
 
-func hashOf(seq uint32) uint32 { return seq * 2654435761 >> (32 - hashBits) }
+func hashOf(seq uint32) uint32 { return seq * prime4 >> (32 - hashBits) }
 
 // insert puts all positions before the one with index end into their chains.
 func (c *chains) insert(end uint32) {

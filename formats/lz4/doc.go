@@ -16,7 +16,7 @@
 //	block, err := e.Encode(nil, unit)  // one block, with everything in it
 //	taken, n, err := e.Fill(dst, data) // a block of a given size, with what fits
 //
-// Which matches an encoder finds is its own affair, but two things speak for
+// Which matches an encoder takes is its own affair, but two things speak for
 // doing exactly what liblz4 does. Size decides whether an update fits on a
 // device, and there liblz4 is hard to beat at its speed. And a delta between two
 // files that are compressed inside is best made between their contents; the
@@ -31,8 +31,8 @@
 //	Fill             LZ4_compress_destSize, LZ4_compress_HC_destSize
 //
 // The bytes are those of a 64-bit little-endian machine, on every machine:
-// liblz4 itself has other ones on 32 bits, where it hashes fewer bytes. They are
-// the same from version 1.9.0 to 1.10.0 of liblz4, as far as that was compared.
+// liblz4 itself has other ones on 32 bits, where it hashes fewer bytes. Versions
+// 1.9.4 and 1.10.0 of liblz4 agree, and were compared with.
 //
 // The package has no decoder. It is pure, keeps only tables between calls, and
 // equal input gives equal bytes whatever was encoded before.

@@ -1,8 +1,10 @@
 package lz4
 
 const (
-	slots16 = 1 << 13 // of the table for short blocks
-	slots32 = 1 << 12
+	bits16  = 13 // of a hash in a short block
+	bits32  = 12 // and in a long one
+	slots16 = 1 << bits16
+	slots32 = 1 << bits32
 	// shortBlock is the length from which on positions take more than 16 bits:
 	// the last position that is ever looked at is 11 bytes before the end.
 	shortBlock = 1<<16 + startLimit - 1
@@ -31,17 +33,23 @@ func (f *fastSearch) encode(b *block) {
 	}
 }
 
+// prime4 and prime5 spread so many bytes over a hash.
+const (
+	prime4 = 2654435761
+	prime5 = 889523592379
+)
+
 type position interface{ uint16 | uint32 }
 
 // isShort is a constant in each instance.
 func isShort[P position]() bool { return uint32(^P(0)) == 1<<16-1 }
 
-// slot is the hash of the first 4 of the bytes in seq, in long blocks 5.
+// slot is the hash of the first 4 bytes in seq, in a long block of the first 5.
 func slot[P position](seq uint64) uint {
 	if isShort[P]() {
-		return uint(uint32(seq) * 2654435761 >> (32 - 13))
+		return uint(uint32(seq) * prime4 >> (32 - bits16))
 	}
-	return uint(seq << 24 * 889523592379 >> (64 - 12))
+	return uint(seq << 24 * prime5 >> (64 - bits32))
 }
 
 // inReach tells whether ref is near enough. An unused slot says 0, which must
