@@ -146,7 +146,7 @@ func compareTool(t *testing.T, e *lz4.Encoder, level, size int, src []byte) {
 
 // BenchmarkEncode compares with the encoder of the module that decodes for us.
 func BenchmarkEncode(b *testing.B) {
-	image := sample(b, 16<<20)
+	image := sample(b, 1<<20)
 	for _, size := range []int{4096, 65536} {
 		for _, c := range []struct {
 			name   string
