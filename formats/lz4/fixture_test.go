@@ -106,7 +106,11 @@ func TestTool(t *testing.T) {
 		if level >= lz4.MinHigh {
 			e = high(t, level)
 		}
-		for _, size := range []int{4096, 65536, 262144} {
+		sizes := []int{4096}
+		if level%3 != 2 {
+			sizes = append(sizes, 65536, 262144)
+		}
+		for _, size := range sizes {
 			t.Run(fmt.Sprintf("level %d, blocks of %d", level, size), func(t *testing.T) {
 				compareTool(t, e, level, size, src)
 			})
