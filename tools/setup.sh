@@ -29,6 +29,7 @@ lz4                     lz4
 " ;;
 demo) needs=$image_needs ;;
 bench) needs="$image_needs
+lz4                     lz4
 fio                     fio
 qemu-img                qemu-utils
 qemu-storage-daemon     qemu-utils qemu-system-common

@@ -22,10 +22,7 @@ func (b *bench) idle() error {
 	if err := b.sameContent(ours.device, theirs.device); err != nil {
 		return err
 	}
-	settle, window := 60*time.Second, 10*time.Second
-	if b.quick {
-		settle = 10 * time.Second
-	}
+	settle, window := b.settle(), 10*time.Second
 	progress("  waiting %v", settle)
 	time.Sleep(settle)
 	o, err := observe(ours.pid(), window)
@@ -38,6 +35,14 @@ func (b *bench) idle() error {
 	}
 	b.idleRows(o, q, settle)
 	return nil
+}
+
+// settle is how long a daemon is left alone before it counts as idle.
+func (b *bench) settle() time.Duration {
+	if b.quick {
+		return 10 * time.Second
+	}
+	return 60 * time.Second
 }
 
 func (b *bench) idleRows(ours, qemu footprint, settle time.Duration) {

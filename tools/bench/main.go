@@ -1,7 +1,7 @@
 // Command bench measures what Cowbird promises, each figure beside a reference
 // that is measured in the same run, and prints one markdown table.
 //
-//	bench -bin bin [-quick] [-images DIR] [-only create,size,merge,read,idle,binary] [-o FILE]
+//	bench -bin bin [-quick] [-images DIR] [-only PART,...] [-o FILE]
 //
 // Ours and the reference take turns, several times, and the median counts: on
 // a shared machine both meet the same neighbours. Images and COW files are in
@@ -56,6 +56,10 @@ var parts = []part{
 	{"read", (*bench).reads},
 	{"merge", (*bench).merge},
 	{"idle", (*bench).idle},
+	{"view", (*bench).view},
+	{"index", (*bench).index},
+	{"copies", (*bench).mergeCopies},
+	{"peak", (*bench).peak},
 	{"binary", (*bench).binary},
 }
 
@@ -64,7 +68,7 @@ func main() {
 	flag.StringVar(&b.bin, "bin", "bin", "folder with cowtool, otactl and snapuserd")
 	flag.BoolVar(&b.quick, "quick", false, "fewer repeats and shorter runs")
 	images := flag.String("images", "", "folder with base.img and target.img (default: tools/images.sh makes a pair)")
-	only := flag.String("only", "", "comma-separated parts to run (default: all)")
+	only := flag.String("only", "", "comma-separated parts to run, of "+partNames()+" (default: all)")
 	out := flag.String("o", "", "also write the table to this file")
 	flag.Parse()
 	if flag.NArg() > 0 || !known(*only) {
@@ -75,6 +79,14 @@ func main() {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
+}
+
+func partNames() string {
+	var names []string
+	for _, p := range parts {
+		names = append(names, p.name)
+	}
+	return strings.Join(names, ", ")
 }
 
 func known(only string) bool {

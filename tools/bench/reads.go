@@ -137,14 +137,20 @@ type mapped struct {
 	*server
 	device string
 	file   string // what is served: the COW or the qcow2
+	otactl func(args ...string) (string, error)
 }
 
-// mapOurs serves base + COW (zstd) with snapuserd.
+// mapOurs serves the pair's base + COW (zstd) with snapuserd.
 func (b *bench) mapOurs() (*mapped, error) {
 	cow, err := b.needCow("zstd")
 	if err != nil {
 		return nil, err
 	}
+	return b.mapWith(b.base, cow)
+}
+
+// mapWith serves base + COW with a snapuserd of its own, as "bench".
+func (b *bench) mapWith(base, cow string) (*mapped, error) {
 	socket := b.path("snapuserd.socket")
 	s, err := b.startServer(b.tool("snapuserd"), "--socket", socket, "--carrier", "auto")
 	if err != nil {
@@ -156,12 +162,12 @@ func (b *bench) mapOurs() (*mapped, error) {
 	if err := s.until("an answer on its socket", func() bool { _, err := otactl("status"); return err == nil }); err != nil {
 		return nil, err
 	}
-	out, err := otactl("map", "bench", "--base", b.base, "--cow", cow)
+	out, err := otactl("map", "bench", "--base", base, "--cow", cow)
 	if err != nil {
 		return nil, err
 	}
 	b.later(func() { _, _ = otactl("unmap", "bench") })
-	return &mapped{s, lastLine(out), cow}, nil
+	return &mapped{server: s, device: lastLine(out), file: cow, otactl: otactl}, nil
 }
 
 // mapQemu serves a qcow2 with qemu-storage-daemon.
@@ -185,7 +191,7 @@ func (b *bench) mapQemu(name string, build func(string) error) (*mapped, error) 
 	}
 	device := lastLine(out)
 	b.later(func() { _, _ = output("losetup", "-d", device); time.Sleep(100 * time.Millisecond) })
-	return &mapped{s, device, qcow2}, nil
+	return &mapped{server: s, device: device, file: qcow2}, nil
 }
 
 // exportQemu mounts a qcow2's content over a regular file.
