@@ -53,10 +53,13 @@ type File struct {
 	seq    []byte      // merge sequence, u32 each
 	marks  []mark      // where xor data are; empty without xor ops
 	runs   []run       // sorted by block
+	nRuns  int         // how many there will be
 	placed []uint64    // bit per op: in the explicit part of the merge order
 	order  orderKind
 	listed int // ops in the explicit part of the merge order
 	nOrder int // ordered ops at the start of the merge order
+
+	sourceEnd uint64 // byte behind what ordered ops that are not merged read, to a whole block
 }
 
 // Open reads the COW in r, which is size bytes long (for a block device, the
@@ -180,21 +183,25 @@ func (f *File) dataPosition(i int) int64 {
 	return pos
 }
 
-// count adds a data op to the totals. All ops must have been checked.
-func (f *File) count(o Op) {
+// count adds the data ops of a stretch, which begins with o, to the totals. All
+// ops must have been checked.
+func (f *File) count(o Op, s stretch) {
 	c := &f.counts
 	switch o.Type {
 	case OpCopy:
-		c.Copy++
+		c.Copy += s.ops
 	case OpReplace:
 		c.Replace++
 	case OpZero:
-		c.Zero++
+		c.Zero += s.ops
 	case OpXor:
 		c.Xor++
 	}
-	c.BlocksCovered += o.Blocks()
+	c.BlocksCovered += uint32(s.ops) * o.Blocks()
 	c.LastBlock = max(c.LastBlock, o.NewBlock+o.Blocks()-1)
+	if !s.down {
+		c.LastBlock = max(c.LastBlock, o.NewBlock+uint32(s.ops-1))
+	}
 	if o.DataLength == 0 {
 		return
 	}
@@ -277,6 +284,34 @@ func readFull(r io.ReaderAt, b []byte, off int64) error {
 func bitWords(n int) int               { return (n + 63) / 64 }
 func bitSet(s []uint64, i uint64)      { s[i/64] |= 1 << (i % 64) }
 func bitGet(s []uint64, i uint64) bool { return s[i/64]>>(i%64)&1 != 0 }
+
+// bitSetRange sets n bits from i on.
+func bitSetRange(s []uint64, i, n uint64) {
+	for ; n > 0 && i%64 != 0; i, n = i+1, n-1 {
+		bitSet(s, i)
+	}
+	for ; n >= 64; i, n = i+64, n-64 {
+		s[i/64] = ^uint64(0)
+	}
+	for ; n > 0; i, n = i+1, n-1 {
+		bitSet(s, i)
+	}
+}
+
+// bitAny tells whether one of n bits from i on is set.
+func bitAny(s []uint64, i, n uint64) bool {
+	for ; n > 0 && (i%64 != 0 || n < 64); i, n = i+1, n-1 {
+		if bitGet(s, i) {
+			return true
+		}
+	}
+	for ; n >= 64; i, n = i+64, n-64 {
+		if s[i/64] != 0 {
+			return true
+		}
+	}
+	return n > 0 && bitAny(s, i, n)
+}
 
 func bitCount(s []uint64) (n int) {
 	for _, w := range s {

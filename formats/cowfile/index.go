@@ -1,10 +1,6 @@
 package cowfile
 
-import (
-	"cmp"
-	"fmt"
-	"slices"
-)
+import "fmt"
 
 // A run is a range of consecutive blocks that consecutive ops serve, all of
 // the same factor, upwards or (single blocks only) downwards. Real deltas move
@@ -56,34 +52,53 @@ func (r *run) extend(o Op) bool {
 	return true
 }
 
-// eachRun calls emit for each run in file order.
-func (f *File) eachRun(emit func(run)) {
-	var cur run
-	for i := range f.n {
-		o, _ := getOp(f.ops[i*opSizeV3:])
-		if i > 0 && cur.extend(o) {
-			continue
+// runBuilder puts ops together to runs: first to count them, then into out.
+type runBuilder struct {
+	cur run
+	n   int // runs that have begun
+	out []run
+}
+
+// add takes the stretch that begins with o, which is op i.
+func (b *runBuilder) add(o Op, i int, s stretch) {
+	for left := s.ops; left > 0; {
+		if b.n == 0 || !b.cur.extend(o) {
+			b.finish()
+			b.cur = run{block: o.NewBlock, op: uint32(i), meta: 1 | uint32(o.Factor)<<runFactor}
+			b.n++
 		}
-		if i > 0 {
-			emit(cur)
+		taken := 1 + b.cur.extendBy(left-1, s.down)
+		left -= taken
+		i += taken
+		if s.down {
+			o.NewBlock -= uint32(taken)
+		} else {
+			o.NewBlock += uint32(taken)
 		}
-		cur = run{block: o.NewBlock, op: uint32(i), meta: 1 | uint32(o.Factor)<<runFactor}
 	}
-	if f.n > 0 {
-		emit(cur)
+}
+
+// finish ends the last run.
+func (b *runBuilder) finish() {
+	if b.n > 0 && b.out != nil {
+		b.out[b.n-1] = b.cur
 	}
 }
 
 func (f *File) buildIndex() error {
-	n := 0
-	f.eachRun(func(run) { n++ })
 	var err error
-	if f.runs, err = alloc[run](f, n); err != nil {
+	if f.runs, err = alloc[run](f, f.nRuns); err != nil {
 		return err
 	}
-	n = 0
-	f.eachRun(func(r run) { f.runs[n] = r; n++ })
-	slices.SortFunc(f.runs, func(a, b run) int { return cmp.Compare(a.block, b.block) })
+	b := runBuilder{out: f.runs}
+	for i := 0; i < f.n; {
+		o, _ := getOp(f.ops[i*opSizeV3:])
+		s := f.stretchAt(i)
+		b.add(o, i, s)
+		i += s.ops
+	}
+	b.finish()
+	sortRuns(f.runs)
 	for i := 1; i < len(f.runs); i++ {
 		if a, b := f.runs[i-1], f.runs[i]; a.end() > uint64(b.block) {
 			return refuse(ErrCorrupt, fmt.Sprintf("block %d", b.block), "one op",
@@ -113,6 +128,15 @@ func (f *File) Lookup(hint *int, b uint32) (op int, n uint64) {
 		return -1, uint64(f.runs[i+1].block) - uint64(b)
 	}
 	return -1, 1<<32 - uint64(b)
+}
+
+// served is the first of the n ops that serve n blocks of a run of single
+// blocks, if op serves the lowest of them.
+func (r run) served(op int, n uint64) (first uint64) {
+	if r.down() {
+		return uint64(op) + 1 - n
+	}
+	return uint64(op)
 }
 
 // findRun returns the last run that does not begin after b, or −1.

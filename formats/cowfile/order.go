@@ -22,6 +22,10 @@ func (f *File) NumMergeOps() int { return int(f.h.NumMergeOps) }
 // OrderedOps is the number of ordered ops; they come first in merge order.
 func (f *File) OrderedOps() int { return f.nOrder }
 
+// SourceEnd is the size in bytes, of whole blocks, that a source needs for the
+// ordered ops that were not merged when the file was opened.
+func (f *File) SourceEnd() uint64 { return f.sourceEnd }
+
 // SequenceLen is the number of blocks that the file's merge sequence lists.
 func (f *File) SequenceLen() int { return len(f.seq) / 4 }
 
@@ -165,37 +169,93 @@ func (f *File) checkOrder() error {
 	if f.counts.Copy+f.counts.Xor == 0 {
 		return nil
 	}
-	merged, err := alloc[uint64](f, bitWords(f.n))
-	if err != nil {
+	c := orderCheck{f: f, unordered: -1}
+	var err error
+	if c.merged, err = alloc[uint64](f, bitWords(f.n)); err != nil {
 		return err
 	}
-	defer release(f, merged)
-	hint := 0
-	it := f.Merge(0)
-	for first := -1; ; {
+	defer release(f, c.merged)
+	for it := f.Merge(0); ; {
 		i, ok := it.Next()
 		if !ok {
 			return nil
 		}
-		o := f.Op(i)
-		if !o.Type.Ordered() {
-			if first < 0 {
-				first = i
-			}
-			continue
+		s := stretch{ops: 1}
+		if f.order == orderTable {
+			s = f.stretchAt(i)
+			it.pos += s.ops - 1
 		}
-		if first >= 0 {
-			return refuse(ErrMergeOrder, fmt.Sprintf("position %d: op %d (%v)", it.pos-1, i, o), "every copy and xor op before the first other op",
-				fmt.Sprintf("it behind op %d (%v)", first, f.Op(first)))
+		if err := c.stretch(i, it.pos-s.ops, s); err != nil {
+			return err
 		}
-		f.nOrder++
-		lo, hi := o.SourceBlocks()
-		for b := lo; b <= min(hi, 1<<32-1); b++ {
-			if w, _ := f.Lookup(&hint, uint32(b)); w >= 0 && bitGet(merged, uint64(w)) {
-				return refuse(ErrMergeOrder, fmt.Sprintf("position %d: op %d (%v)", it.pos-1, i, o), fmt.Sprintf("source block %d still intact", b),
-					fmt.Sprintf("it overwritten before by op %d (%v)", w, f.Op(w)))
-			}
-		}
-		bitSet(merged, uint64(i))
 	}
+}
+
+// orderCheck goes through the merge order.
+type orderCheck struct {
+	f         *File
+	merged    []uint64 // bit an op: an ordered one that has been passed
+	unordered int      // the first other op that has been passed, or −1
+	hint      int
+}
+
+// stretch passes the ops from i on, which are at pos of the merge order.
+func (c *orderCheck) stretch(i, pos int, s stretch) error {
+	f := c.f
+	o := f.Op(i)
+	if !o.Type.Ordered() {
+		if c.unordered < 0 {
+			c.unordered = i
+		}
+		return nil
+	}
+	if u := c.unordered; u >= 0 {
+		return refuse(ErrMergeOrder, fmt.Sprintf("position %d: op %d (%v)", pos, i, o), "every copy and xor op before the first other op",
+			fmt.Sprintf("it behind op %d (%v)", u, f.Op(u)))
+	}
+	lo, hi := o.SourceBlocks()
+	if s.ops > 1 {
+		lo, hi = s.sources(o)
+	}
+	if s.ops > 1 && (s.overlapsItself(o) || c.overwritten(lo, hi) >= 0) {
+		// Which op is it?
+		for k := range s.ops {
+			if err := c.stretch(i+k, pos+k, stretch{ops: 1}); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if w := c.overwritten(lo, hi); w >= 0 {
+		return refuse(ErrMergeOrder, fmt.Sprintf("position %d: op %d (%v)", pos, i, o), "its source blocks still intact",
+			fmt.Sprintf("one overwritten before by op %d (%v)", w, f.Op(w)))
+	}
+	bitSetRange(c.merged, uint64(i), uint64(s.ops))
+	f.nOrder += s.ops
+	if pos+s.ops > int(f.h.NumMergeOps) {
+		f.sourceEnd = max(f.sourceEnd, (hi+1)*BlockSize)
+	}
+	return nil
+}
+
+// run is the one that the last lookup has met.
+func (c *orderCheck) run() run { return c.f.runs[c.hint] }
+
+// overwritten returns an op that has been passed and writes one of the blocks
+// lo to hi, or −1.
+func (c *orderCheck) overwritten(lo, hi uint64) int {
+	for b := lo; b <= min(hi, 1<<32-1); {
+		op, n := c.f.Lookup(&c.hint, uint32(b))
+		n = min(n, hi-b+1)
+		if r := c.run(); op >= 0 && r.factor() == 0 { // ordered ops are single blocks
+			first := r.served(op, n)
+			for k := first; bitAny(c.merged, first, n); k++ {
+				if bitGet(c.merged, k) {
+					return int(k)
+				}
+			}
+		}
+		b += n
+	}
+	return -1
 }

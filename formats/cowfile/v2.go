@@ -145,6 +145,7 @@ func (f *File) loadV2(r io.ReaderAt) error {
 			return err
 		}
 	}
+	f.nRuns = s.runs.n
 	return f.fillV2(r, s.ops)
 }
 
@@ -154,6 +155,7 @@ type scanV2 struct {
 	seqBytes int
 	marks    int
 	marker   marker
+	runs     runBuilder
 }
 
 func (f *File) scanV2(r io.ReaderAt, s *scanV2) error {
@@ -206,7 +208,9 @@ func (f *File) scanOp(o RawOp, s *scanV2) {
 		if s.marker.due(c.Ops(), o.DataOffset, o.DataLength) {
 			s.marks++
 		}
-		f.count(f.pack(o))
+		op := f.pack(o)
+		s.runs.add(op, c.Ops(), stretch{ops: 1})
+		f.count(op, stretch{ops: 1})
 	}
 }
 

@@ -37,8 +37,10 @@ func (f *File) loadV3(r io.ReaderAt) error {
 
 func (f *File) checkTableV3() error {
 	pos := f.h.dataOffset()
-	for i := range f.n {
+	var runs runBuilder
+	for i := 0; i < f.n; {
 		o, flags := getOp(f.ops[i*opSizeV3:])
+		s := f.stretchAt(i)
 		if err := checkOp(o, i, f.h.MaxCompression); err != nil {
 			return err
 		}
@@ -57,9 +59,11 @@ func (f *File) checkTableV3() error {
 			}
 		}
 		pos += int64(o.DataLength)
-		f.count(o)
+		f.count(o, s)
+		runs.add(o, i, s)
+		i += s.ops // the others of a stretch are right if the first is
 	}
-	f.end = pos
+	f.end, f.nRuns = pos, runs.n
 	return nil
 }
 

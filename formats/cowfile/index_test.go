@@ -1,0 +1,134 @@
+package cowfile
+
+import (
+	"cmp"
+	"math/rand/v2"
+	"slices"
+	"testing"
+)
+
+func TestSortRuns(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 1))
+	for _, n := range []int{0, 1, 2, shortRuns, shortRuns + 1, 1000, 70000} {
+		for name, block := range map[string]func(i int) uint32{
+			"random":     func(int) uint32 { return r.Uint32() },
+			"near":       func(int) uint32 { return r.Uint32N(300) },
+			"descending": func(i int) uint32 { return uint32(n - i) },
+			"ascending":  func(i int) uint32 { return uint32(i) },
+			"two":        func(i int) uint32 { return uint32(i%2) * (1<<32 - 1) },
+			"high":       func(int) uint32 { return 1<<31 | r.Uint32N(5000) },
+		} {
+			got := make([]run, n)
+			for i := range got {
+				got[i] = run{block(i), uint32(i), 1}
+			}
+			want := slices.Clone(got)
+			sortRuns(got)
+			slices.SortFunc(want, func(a, b run) int { return cmp.Compare(a.block, b.block) })
+			for i := range got {
+				if got[i].block != want[i].block {
+					t.Fatalf("%d runs, %s: at %d expected block %d, found %d", n, name, i, want[i].block, got[i].block)
+				}
+			}
+			// None lost, none twice.
+			slices.SortFunc(got, func(a, b run) int { return cmp.Compare(a.op, b.op) })
+			for i := range got {
+				if got[i].op != uint32(i) {
+					t.Fatalf("%d runs, %s: op %d is missing", n, name, i)
+				}
+			}
+		}
+	}
+}
+
+// Stretches are as long as they can be, and end where a number would overflow.
+func TestStretchAt(t *testing.T) {
+	c := func(block uint32, source uint64) Op { return Op{Type: OpCopy, NewBlock: block, Source: source} }
+	z := func(block uint32) Op { return Op{Type: OpZero, NewBlock: block} }
+	top, last := uint32(1<<32-1), uint64(sourceMask)
+	for _, tc := range []struct {
+		ops  []Op
+		want stretch
+	}{
+		{[]Op{c(5, 9)}, stretch{1, false}},
+		{[]Op{c(5, 9), c(6, 10), c(7, 11), c(9, 12)}, stretch{3, false}},
+		{[]Op{c(5, 9), c(4, 8), c(3, 7), c(2, 7)}, stretch{3, true}},
+		{[]Op{c(5, 9), c(6, 8)}, stretch{1, false}},
+		{[]Op{c(5, 9), c(4, 10)}, stretch{1, false}},
+		{[]Op{z(5), z(6), c(7, 0)}, stretch{2, false}},
+		{[]Op{z(1), z(0), z(top)}, stretch{2, true}},
+		{[]Op{z(top - 1), z(top), z(0)}, stretch{2, false}},
+		{[]Op{c(7, last-1), c(8, last), c(9, 0)}, stretch{2, false}},
+		{[]Op{c(7, 1), c(6, 0), c(5, last)}, stretch{2, true}},
+		{[]Op{{Type: OpXor, NewBlock: 3, DataLength: 1}, {Type: OpXor, NewBlock: 4, DataLength: 1}}, stretch{1, false}},
+	} {
+		f := &File{n: len(tc.ops), ops: make([]byte, opSizeV3*len(tc.ops))}
+		for i, o := range tc.ops {
+			putOp(f.ops[i*opSizeV3:], o, 0)
+		}
+		if got := f.stretchAt(0); got != tc.want {
+			t.Errorf("%v: expected %+v, found %+v", tc.ops, tc.want, got)
+		}
+	}
+}
+
+// The merge order is judged the same by stretches as op by op.
+func TestOrderByStretches(t *testing.T) {
+	for _, tc := range []struct {
+		name                string
+		block, source, n, d int // n ops from block on, by d
+		before              int // blocks 0 to before−1 are copied before, from far away
+		good                bool
+	}{
+		{"forwards onto what was read", 10, 15, 50, 1, 0, true},
+		{"forwards onto what will be read", 15, 10, 50, 1, 0, false},
+		{"just not", 60, 10, 50, 1, 0, true},
+		{"by one too many", 59, 10, 50, 1, 0, false},
+		{"backwards onto what was read", 115, 110, 50, -1, 0, true},
+		{"backwards onto what will be read", 110, 115, 50, -1, 0, false},
+		{"onto themselves", 10, 10, 50, 1, 0, true},
+		{"from what was overwritten before", 100, 10, 50, 1, 11, false},
+		{"from what was not", 100, 11, 50, 1, 11, true},
+		{"backwards from what was overwritten before", 200, 60, 50, -1, 12, false},
+		{"backwards from what was not", 200, 61, 50, -1, 12, true},
+	} {
+		var ops []Op
+		for i := range tc.before {
+			ops = append(ops, Op{Type: OpCopy, NewBlock: uint32(i), Source: uint64(1000 + i)})
+		}
+		for k := range tc.n {
+			ops = append(ops, Op{Type: OpCopy, NewBlock: uint32(tc.block + k*tc.d), Source: uint64(tc.source + k*tc.d)})
+		}
+		if good := orderIsGood(ops); good != tc.good {
+			t.Fatalf("%s: the definition says %v", tc.name, good)
+		}
+		f := &File{h: Header{Major: 3}, n: len(ops), ops: make([]byte, opSizeV3*len(ops))}
+		var runs runBuilder
+		for i, o := range ops {
+			putOp(f.ops[i*opSizeV3:], o, 0)
+			f.count(o, stretch{ops: 1})
+			runs.add(o, i, stretch{ops: 1})
+		}
+		f.nRuns = runs.n
+		if err := f.buildIndex(); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.buildOrder(); (err == nil) != tc.good {
+			t.Errorf("%s: expected good: %v, found %v", tc.name, tc.good, err)
+		} else if err == nil && f.OrderedOps() != len(ops) {
+			t.Errorf("%s: expected %d ordered ops, found %d", tc.name, len(ops), f.OrderedOps())
+		}
+	}
+}
+
+// orderIsGood is the definition of section 7.4 for copies.
+func orderIsGood(ops []Op) bool {
+	written := map[uint64]bool{}
+	for _, o := range ops {
+		if written[o.Source] {
+			return false
+		}
+		written[uint64(o.NewBlock)] = true
+	}
+	return true
+}
