@@ -7,6 +7,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"cowbird/formats/cowfile"
 )
 
 // Device is the storage that a base, a source or a COW lies on. Everything that
@@ -189,3 +191,35 @@ func readFull(d io.ReaderAt, p []byte, off int64) error {
 	}
 	return fmt.Errorf("read %d bytes at %d: %w", len(p), off, err)
 }
+
+// Output is the device as what a COW is written to: a file that is cut and
+// extended as needed, or a device that has an end. Only the result is used
+// while the COW is written.
+func (d *FileDevice) Output() cowfile.Device {
+	if d.regular {
+		return &outputFile{d}
+	}
+	return outputDevice{d}
+}
+
+type outputFile struct{ *FileDevice }
+
+func (o *outputFile) WriteAt(p []byte, off int64) (int, error) {
+	n, err := o.f.WriteAt(p, off)
+	o.size = max(o.size, off+int64(n))
+	return n, err
+}
+
+// Truncate implements cowfile.Resizable.
+func (o *outputFile) Truncate(size int64) error {
+	err := o.f.Truncate(size)
+	if err == nil {
+		o.size = size
+	}
+	return err
+}
+
+type outputDevice struct{ *FileDevice }
+
+// Capacity implements cowfile.Bounded.
+func (o outputDevice) Capacity() int64 { return o.size }

@@ -35,12 +35,12 @@ func generate(t testing.TB, seed uint64, blocks int, scratch bool) sample {
 	g.used, g.written = make([]bool, len(g.target)/blockSize), make([]bool, len(g.target)/blockSize)
 	version := 2 + g.r.IntN(2)
 	comp := cowfile.Compression(g.r.IntN(5))
-	opts := cowfile.WriterOptions{Version: version, Compression: comp, OpCountMax: 4 * blocks, NoScratch: !scratch, ClusterOps: 2 + g.r.IntN(9)}
+	opts := cowfile.WriterOptions{Version: version, Compression: comp, OpCountMax: uint32(4 * blocks), NoScratch: !scratch, ClusterOps: 2 + g.r.IntN(9)}
 	if version == 3 {
 		opts.MaxUnit = blockSize << g.r.IntN(5)
 	}
 	mem := &growMem{}
-	w, err := cowfile.NewWriter(mem, opts)
+	w, err := cowfile.NewWriter(cowfile.WriteOnly(mem), opts)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -33,7 +33,7 @@ func runsSample(t testing.TB) sample {
 	}
 	target := append([]byte(nil), base...)
 	mem := &growMem{}
-	w, err := cowfile.NewWriter(mem, cowfile.WriterOptions{Version: 3, Compression: cowfile.LZ4, MaxUnit: 64 << 10, OpCountMax: 1024})
+	w, err := cowfile.NewWriter(cowfile.WriteOnly(mem), cowfile.WriterOptions{Version: 3, Compression: cowfile.LZ4, MaxUnit: 64 << 10, OpCountMax: 1024})
 	if err != nil {
 		t.Fatal(err)
 	}

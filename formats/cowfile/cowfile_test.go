@@ -85,6 +85,9 @@ func (f *file) WriteAt(p []byte, off int64) (int, error) {
 	return copy(f.b[off:], p), nil
 }
 
+func (f *file) ReadAt(p []byte, off int64) (int, error) { return bytes.NewReader(f.b).ReadAt(p, off) }
+func (f *file) Sync() error                             { return nil }
+
 func (f *file) open(t testing.TB) *File {
 	t.Helper()
 	c, err := Open(bytes.NewReader(f.b), int64(len(f.b)), nil)
@@ -179,7 +182,7 @@ func TestWriterRefuses(t *testing.T) {
 	if err := v3.Add(Op{Type: OpCopy, NewBlock: 1, Source: 7}, nil); !errors.Is(err, ErrMergeOrder) {
 		t.Errorf("copy behind zero: expected ErrMergeOrder, found %v", err)
 	}
-	for _, o := range []WriterOptions{{Version: 4}, {Version: 3, MaxUnit: 5000}, {Version: 2, ClusterOps: 1}, {Version: 2, MaxUnit: 8192}, {Version: 3, OpCountMax: -1}, {Version: 3, Compression: 9}} {
+	for _, o := range []WriterOptions{{Version: 4}, {Version: 3, MaxUnit: 5000}, {Version: 2, ClusterOps: 1}, {Version: 2, MaxUnit: 8192}, {Version: 2, ClusterOps: -2}, {Version: 3, Compression: 9}} {
 		if _, err := NewWriter(&file{}, o); err == nil {
 			t.Errorf("%+v: accepted", o)
 		}

@@ -24,6 +24,10 @@ var (
 	ErrDecode = errors.New("data do not decode")
 	// ErrLimit: an op does not fit what the writer was opened for.
 	ErrLimit = errors.New("limit reached")
+	// ErrRequest: a request to a writer that makes no sense, or not now.
+	ErrRequest = errors.New("request refused")
+	// ErrNoSpace: the device or file system that is written to is full.
+	ErrNoSpace = errors.New("no space left for the COW")
 )
 
 // Error says why a file is refused. It wraps one of the errors above.

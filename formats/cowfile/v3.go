@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"slices"
 )
 
 // loadV3 takes in the op table, the sequence and, with a label, the resume
@@ -91,18 +92,21 @@ func (f *File) markV3() error {
 type ResumePoint struct{ Label, Ops uint64 }
 
 // ReadResumePoints lists the resume points of a version 3 file, oldest first.
-// Writers let resume_point_count run past the capacity; the excess was never
-// stored (section 6.4).
+// Writers let resume_point_count run past the capacity, and past what they
+// store after points were dropped; the excess is not there (section 6.4).
 func ReadResumePoints(r io.ReaderAt, h Header) ([]ResumePoint, error) {
 	n := min(h.ResumePointCount, h.ResumePointMax)
 	b := make([]byte, resumeSize*int(n))
 	if err := readFull(r, b, h.resumeOffset()); err != nil {
 		return nil, err
 	}
-	points := make([]ResumePoint, n)
-	for i := range points {
-		e := b[i*resumeSize:]
-		points[i] = ResumePoint{binary.LittleEndian.Uint64(e), binary.LittleEndian.Uint64(e[8:])}
+	points := make([]ResumePoint, 0, n)
+	for e := range slices.Chunk(b, resumeSize) {
+		p := ResumePoint{binary.LittleEndian.Uint64(e), binary.LittleEndian.Uint64(e[8:])}
+		// Labels rise, so that label 0 can be the first one only.
+		if p != (ResumePoint{}) || len(points) == 0 {
+			points = append(points, p)
+		}
 	}
 	return points, nil
 }
