@@ -37,6 +37,9 @@ type WriterOptions struct {
 	// HeaderLast leaves the header to Finish, so that an unfinished file is
 	// no COW at all. It cannot be resumed: labels are refused.
 	HeaderLast bool
+	// NameInFooter puts the algorithm into the footer too (version 2), as
+	// section 4.4 has it. Android's writer leaves 0 there; nobody reads it.
+	NameInFooter bool
 }
 
 // Size is what a file takes.

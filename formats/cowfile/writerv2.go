@@ -22,6 +22,7 @@ type writerV2 struct {
 	numOps     uint64
 	batch      bool
 	headerLast bool
+	footerComp Compression
 }
 
 const (
@@ -45,6 +46,9 @@ func newWriterV2(d Device, opts WriterOptions) (*writerV2, error) {
 		ClusterOps: uint32(cluster), ScratchSize: opts.scratch(), NumMergeOps: opts.NumMergeOps,
 	}}
 	w.at = w.h.scratchEnd()
+	if opts.NameInFooter {
+		w.footerComp = w.comp
+	}
 	return w, nil
 }
 
@@ -295,7 +299,7 @@ func (w *writerV2) Finish() (int64, error) {
 
 func (w *writerV2) footer(ops uint64) []byte {
 	le := binary.LittleEndian
-	b := append(make([]byte, 0, footerSizeV2), uint8(OpFooter), uint8(w.comp))
+	b := append(make([]byte, 0, footerSizeV2), uint8(OpFooter), uint8(w.footerComp))
 	b = le.AppendUint16(b, footerSizeV2-opSizeV2)
 	b = le.AppendUint64(b, ops*opSizeV2)
 	b = le.AppendUint64(b, ops)
