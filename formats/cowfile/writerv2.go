@@ -2,6 +2,7 @@ package cowfile
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math"
 )
@@ -68,7 +69,8 @@ func (w *writerV2) create() error {
 // resumeV2 replays the ops up to the label (section 8.4).
 func resumeV2(d Device, f *File, label uint64, opts WriterOptions) (Writer, error) {
 	w := &writerV2{sink: newSink(d), h: f.h, comp: opts.Compression, batch: opts.Batch, at: f.h.scratchEnd()}
-	for r := newWalker(d, &w.h, f.size); ; {
+	r := newWalker(d, &w.h, f.size)
+	for {
 		o, err := r.step()
 		if err != nil {
 			return nil, err
@@ -83,6 +85,9 @@ func resumeV2(d Device, f *File, label uint64, opts WriterOptions) (Writer, erro
 			break
 		}
 	}
+	if err := w.dropLabels(r); err != nil {
+		return nil, err
+	}
 	if err := w.resize(w.written()); err != nil {
 		return nil, err
 	}
@@ -93,6 +98,30 @@ func resumeV2(d Device, f *File, label uint64, opts WriterOptions) (Writer, erro
 		return nil, err
 	}
 	return w, w.sync()
+}
+
+// dropLabels blanks the labels and the footer that stand behind the last op, to
+// which r has come. New ops could lead to them while a write is torn.
+func (w *writerV2) dropLabels(r *walker) error {
+	for w.fail == nil {
+		o, err := r.step()
+		var end *Error
+		if err != nil && !errors.As(err, &end) {
+			return err
+		}
+		if err != nil || o.Type == 0 || o.Type > OpSequence && o.Type != OpFooter {
+			break // what follows cannot be come to
+		}
+		// Not among data that are kept: what is behind may be anything.
+		behind := o.Offset+opSizeV2 <= w.dataStart() || o.Offset >= w.dataPos() || !w.clustered()
+		if behind && (o.Type == OpLabel || o.Type == OpFooter) {
+			_ = w.clear("dropped label", o.Offset, opSizeV2)
+		}
+		if o.Type == OpFooter {
+			break
+		}
+	}
+	return w.fail
 }
 
 func (w *writerV2) clustered() bool  { return w.h.ClusterOps > 0 }
@@ -250,11 +279,11 @@ func (w *writerV2) closeCluster() error {
 	w.ops = appendSlot(w.ops, w.clusterOp())
 	w.used += opSizeV2
 	w.numOps++
-	b := append(w.ops, make([]byte, w.slotBytes()-w.used)...)
-	if err := w.put("ops", b, w.dataStart()-int64(len(b))); err != nil {
+	if err := w.putThenEmpty("data", w.data, w.dataPos()-int64(len(w.data))); err != nil {
 		return err
 	}
-	if err := w.putThenEmpty("data", w.data, w.dataPos()-int64(len(w.data))); err != nil {
+	b := append(w.ops, make([]byte, w.slotBytes()-w.used)...)
+	if err := w.put("ops", b, w.dataStart()-int64(len(b))); err != nil {
 		return err
 	}
 	w.at, w.used, w.dataLen = w.dataPos(), 0, 0
@@ -274,18 +303,15 @@ func (w *writerV2) Finish() (int64, error) {
 	}
 	ops := w.numOps
 	if w.dataLen > 0 {
-		next := w.at + w.used
-		if err := w.put("cluster op", appendSlot(nil, w.clusterOp()), next); err != nil {
-			return 0, err
-		}
-		next += opSizeV2
-		if err := w.clear("unused slots", next, w.dataStart()-next); err != nil {
-			return 0, err
-		}
-		ops++
+		ops++ // a cluster op leads to the footer
 	}
 	if err := w.put("footer", w.footer(ops), w.written()); err != nil {
 		return 0, err
+	}
+	if ops > w.numOps {
+		if err := w.closeInFile(); err != nil {
+			return 0, err
+		}
 	}
 	size := w.Size().Bytes
 	if err := w.resize(size); err != nil {
@@ -295,6 +321,15 @@ func (w *writerV2) Finish() (int64, error) {
 		return size, w.putHeader(&w.h)
 	}
 	return size, w.sync()
+}
+
+func (w *writerV2) closeInFile() error {
+	next := w.at + w.used
+	if err := w.put("cluster op", appendSlot(nil, w.clusterOp()), next); err != nil {
+		return err
+	}
+	next += opSizeV2
+	return w.clear("unused slots", next, w.dataStart()-next)
 }
 
 func (w *writerV2) footer(ops uint64) []byte {
