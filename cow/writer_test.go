@@ -295,7 +295,7 @@ func TestWriteThreads(t *testing.T) {
 	})
 }
 
-// COW-010, COW-011, COW-020, COW-114: the stock zlib streams of the reference
+// COW-010, COW-011, COW-019, COW-020, COW-114: the stock zlib streams of the reference
 // blocks, 56 and 41 bytes, are stored and read back as they are; our own
 // encoder takes a byte more for the first.
 func TestWriteReferenceBlocks(t *testing.T) {

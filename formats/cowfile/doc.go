@@ -21,8 +21,15 @@
 //	f.Merge(from)        // ops in merge order
 //	cowfile.Decode(op.Compression, unit, stored)
 //
-// The package is pure: it reads through io.ReaderAt and writes through
-// io.WriterAt, keeps no goroutine and no file, and knows nothing of devices.
+// and, to write one that can be continued at its labels,
+//
+//	w, err := cowfile.NewWriter(d, opts)   // or OpenWriter, at a label
+//	w.Add(op, stored)
+//	w.Label(7)                             // durable
+//	w.Finish()
+//
+// The package is pure: it reads through io.ReaderAt and writes through a small
+// interface (Device), and keeps no goroutine and no file.
 // Memory per op is 16 bytes for a version 2 file, whose ops are scattered;
 // nothing for a version 3 file when Options.Map lends the op table; and in both
 // cases 12 bytes for each run of consecutive blocks (see Lookup). Options.Alloc
