@@ -17,7 +17,8 @@ type Device interface {
 	Sync() error
 }
 
-// Resizable is a Device whose length can be set: a regular file.
+// Resizable is a Device whose length can be set: a regular file. It is cut when
+// a writer is opened; from then on it only grows.
 type Resizable interface {
 	Device
 	// Truncate cuts the file to size bytes, or extends it with zeros that

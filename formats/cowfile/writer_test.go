@@ -483,9 +483,76 @@ func TestDroppedLabelsStayDropped(t *testing.T) {
 					}
 				}
 				if err == nil {
+					h.staysDropped(t, d, w, last)
 					break
 				}
 			}
+		}
+	}
+}
+
+// staysDropped finishes with more ops than there were, and no labels.
+func (h history) staysDropped(t *testing.T, d *disk, w Writer, label uint64) {
+	t.Helper()
+	d.failAt = -1
+	for i := range uint32(min(w.OpsLeft(), 60)) {
+		if err := w.Add(Op{Type: OpZero, NewBlock: 5000 + i}, nil); errors.Is(err, ErrNoSpace) {
+			return
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := w.Finish(); err != nil && !errors.Is(err, ErrNoSpace) {
+		t.Fatal(err)
+	}
+	if _, err := Open(bytes.NewReader(d.b), int64(len(d.b)), &Options{Label: &label}); !errors.Is(err, ErrNoLabel) {
+		t.Fatalf("%v: label %d after finishing: expected ErrNoLabel, found %v", h, label, err)
+	}
+}
+
+// On a device that holds another COW, finished and with labels, nothing of that
+// is taken for the new one.
+func TestWriterOverOlderCow(t *testing.T) {
+	for _, h := range histories() {
+		t.Run(h.String(), func(t *testing.T) {
+			old := h.reference(t)
+			d := newDisk(old)
+			w, err := NewWriter(diskDevice{d, int64(len(old))}, h.opts)
+			if err != nil {
+				t.Fatal(err)
+			}
+			given := map[uint64]bool{}
+			for _, c := range h.calls {
+				for _, o := range h.calls {
+					if o.label == 0 || given[o.label] {
+						continue
+					}
+					if _, err := Open(d, int64(len(old)), &Options{Label: &o.label}); !errors.Is(err, ErrNoLabel) {
+						t.Fatalf("label %d, not given yet: expected ErrNoLabel, found %v", o.label, err)
+					}
+				}
+				if _, err := Open(d, int64(len(old)), nil); h.opts.Version == 2 && !errors.Is(err, ErrTruncated) {
+					t.Fatalf("not finished: expected ErrTruncated, found %v", err)
+				}
+				if c.finish {
+					return
+				}
+				if err := c.do(w); err != nil {
+					t.Fatal(err)
+				}
+				given[c.label] = true
+			}
+		})
+	}
+}
+
+// A table that the device has no room for is found out at once.
+func TestWriterTableTooLarge(t *testing.T) {
+	opts := WriterOptions{Version: 3, OpCountMax: 100, NoScratch: true}
+	end := int64(78 + 64 + 1600)
+	for capacity, ok := range map[int64]bool{end - 1: false, end: true} {
+		if _, err := NewWriter(diskDevice{newDisk(nil), capacity}, opts); (err == nil) != ok || !ok && !errors.Is(err, ErrNoSpace) {
+			t.Errorf("capacity %d: %v", capacity, err)
 		}
 	}
 }

@@ -314,9 +314,6 @@ func (w *writerV2) Finish() (int64, error) {
 		}
 	}
 	size := w.Size().Bytes
-	if err := w.resize(size); err != nil {
-		return 0, err
-	}
 	if w.headerLast {
 		return size, w.putHeader(&w.h)
 	}

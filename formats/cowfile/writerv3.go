@@ -250,13 +250,10 @@ func (w *writerV3) Finish() (int64, error) {
 	}
 	size := w.dataEnd()
 	if w.dataLen == 0 && w.h.OpCount < w.h.OpCountMax {
-		// A file must not end before its data begin.
+		// No file may end before its data begin.
 		if err := w.clear("op table", size-1, 1); err != nil {
 			return 0, err
 		}
-	}
-	if err := w.resize(size); err != nil {
-		return 0, err
 	}
 	return size, w.commit()
 }
