@@ -2,6 +2,7 @@ package cowfile
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -95,7 +96,9 @@ func openAndUse(t *testing.T, b []byte) {
 	for _, label := range []uint64{0, 1} {
 		opts := opts
 		opts.Label = &label
-		_, _ = Open(r, int64(len(b)), &opts)
+		if f, err := Open(r, int64(len(b)), &opts); err == nil {
+			continueAt(t, f, b, label)
+		}
 	}
 	used = 0
 	f, err := Open(r, int64(len(b)), &opts)
@@ -123,6 +126,39 @@ func openAndUse(t *testing.T, b []byte) {
 	}
 	if n != f.NumOps() {
 		t.Fatalf("%d ops, %d in merge order", f.NumOps(), n)
+	}
+}
+
+// continueAt: what opens at a label can be continued there, and opens again.
+func continueAt(t *testing.T, f *File, b []byte, label uint64) {
+	if f.h.OpCountMax > 1<<16 || f.h.ClusterOps > 1<<16 {
+		return // a hole of gigabytes, which memory has not
+	}
+	d := diskFile{newDisk(b)}
+	w, err := OpenWriter(d, int64(len(b)), label, WriterOptions{Compression: f.Compression()})
+	if err != nil {
+		t.Fatalf("opens at label %d and cannot be continued there: %v", label, err)
+	}
+	if err := w.Add(Op{Type: OpZero, NewBlock: 1<<32 - 1}, nil); err != nil && !errors.Is(err, ErrLimit) {
+		t.Fatal(err)
+	}
+	_, err = w.Finish()
+	if err := errors.Join(err, w.Label(label)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Finish(); err != nil {
+		t.Fatal(err)
+	}
+	if int64(len(d.b)) != w.Size().Bytes {
+		t.Fatalf("%d bytes, expected %d", len(d.b), w.Size().Bytes)
+	}
+	again, err := Open(d, int64(len(d.b)), &Options{Label: &label})
+	if err != nil || again.NumOps() < f.NumOps() {
+		var twice *Error
+		if errors.As(err, &twice) && twice.Expected == "one op" {
+			return // the file had an op for that block
+		}
+		t.Fatalf("%d ops at the label before, %v after", f.NumOps(), err)
 	}
 }
 
