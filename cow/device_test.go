@@ -54,7 +54,7 @@ func TestZeroRuns(t *testing.T) {
 	base := bytes.Repeat([]byte{7}, blocks*blockSize)
 	target := bytes.Clone(base)
 	mem := &growMem{}
-	w, err := cowfile.NewWriter(mem, cowfile.WriterOptions{Version: 3, OpCountMax: blocks})
+	w, err := cowfile.NewWriter(cowfile.WriteOnly(mem), cowfile.WriterOptions{Version: 3, OpCountMax: blocks})
 	if err != nil {
 		t.Fatal(err)
 	}

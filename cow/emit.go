@@ -46,7 +46,7 @@ func (b *builder) emit(ctx context.Context, out io.WriterAt) error {
 func (b *builder) writerOptions(ops int) cowfile.WriterOptions {
 	o := cowfile.WriterOptions{
 		Version: b.o.Version, Compression: b.o.Compression, MaxUnit: b.o.MaxUnit, OpCountMax: uint32(ops),
-		Batch: true, HeaderLast: true, NameInFooter: true,
+		Batch: true, HeaderLast: true,
 	}
 	if b.o.Version > 2 {
 		o.ClusterOps = emitBatch

@@ -252,22 +252,23 @@ func (o RawOp) storedRaw() bool {
 	return false
 }
 
+func (o RawOp) where() string { return fmt.Sprintf("%v op at byte %d", o.Type, o.Offset) }
+
 // checkRawOp checks an op other than the footer, and learns the file's
 // algorithm.
 func (f *File) checkRawOp(o RawOp) error {
-	where := fmt.Sprintf("%v op at byte %d", o.Type, o.Offset)
 	switch o.Type {
 	case OpLabel, OpCluster:
 		return nil
 	case OpSequence:
 		if f.h.ClusterOps == 0 {
-			return refuse(ErrCorrupt, where, "a clustered file", "cluster_ops 0")
+			return refuse(ErrCorrupt, o.where(), "a clustered file", "cluster_ops 0")
 		}
 		if o.DataLength%4 != 0 {
-			return refuse(ErrCorrupt, where+": data_length", "a multiple of 4", o.DataLength)
+			return refuse(ErrCorrupt, o.where()+": data_length", "a multiple of 4", o.DataLength)
 		}
 	default:
-		if err := f.checkRawDataOp(o, where); err != nil {
+		if err := f.checkRawDataOp(o); err != nil {
 			return err
 		}
 	}
@@ -275,21 +276,21 @@ func (f *File) checkRawOp(o RawOp) error {
 		return nil
 	}
 	if o.Type != OpXor && o.Source != uint64(o.DataOffset) {
-		return refuse(ErrCorrupt, where+": data offset", o.DataOffset, o.Source)
+		return refuse(ErrCorrupt, o.where()+": data offset", o.DataOffset, o.Source)
 	}
 	if end := o.DataOffset + int64(o.DataLength); end > f.size {
-		return refuse(ErrTruncated, where+": end of data", fmt.Sprintf("inside the file of %d bytes", f.size), end)
+		return refuse(ErrTruncated, o.where()+": end of data", fmt.Sprintf("inside the file of %d bytes", f.size), end)
 	}
 	return nil
 }
 
-func (f *File) checkRawDataOp(o RawOp, where string) error {
+func (f *File) checkRawDataOp(o RawOp) error {
 	if o.Type.IsData() {
 		if o.NewBlock > 1<<32-1 {
-			return refuse(ErrCorrupt, where+": new_block", "below 2^32", o.NewBlock)
+			return refuse(ErrCorrupt, o.where()+": new_block", "below 2^32", o.NewBlock)
 		}
 		if o.Source > sourceMask {
-			return refuse(ErrCorrupt, where+": source", "below 2^48", o.Source)
+			return refuse(ErrCorrupt, o.where()+": source", "below 2^48", o.Source)
 		}
 	}
 	p := Op{Type: o.Type, NewBlock: uint32(o.NewBlock), DataLength: uint32(o.DataLength), Source: o.Source}
@@ -300,16 +301,16 @@ func (f *File) checkRawDataOp(o RawOp, where string) error {
 		return nil
 	}
 	if o.Compression > Zstd {
-		return refuse(ErrCorrupt, where+": compression", "0 to 4", uint32(o.Compression))
+		return refuse(ErrCorrupt, o.where()+": compression", "0 to 4", uint32(o.Compression))
 	}
 	if o.Compression != None {
 		if f.comp != None && f.comp != o.Compression {
-			return refuse(ErrCorrupt, where+": compression", fmt.Sprintf("%v as in the ops before", f.comp), o.Compression)
+			return refuse(ErrCorrupt, o.where()+": compression", fmt.Sprintf("%v as in the ops before", f.comp), o.Compression)
 		}
 		f.comp = o.Compression
 	}
 	if o.storedRaw() && o.DataLength != BlockSize {
-		return refuse(ErrCorrupt, where+": uncompressed data", fmt.Sprintf("%d bytes", BlockSize), o.DataLength)
+		return refuse(ErrCorrupt, o.where()+": uncompressed data", fmt.Sprintf("%d bytes", BlockSize), o.DataLength)
 	}
 	return nil
 }

@@ -37,9 +37,6 @@ type WriterOptions struct {
 	// HeaderLast leaves the header to Finish, so that an unfinished file is
 	// no COW at all. It cannot be resumed: labels are refused.
 	HeaderLast bool
-	// NameInFooter puts the algorithm into the footer too (version 2), as
-	// section 4.4 has it. Android's writer leaves 0 there; nobody reads it.
-	NameInFooter bool
 }
 
 // Size is what a file takes.
@@ -159,7 +156,7 @@ func (o *WriterOptions) scratch() uint32 {
 
 // blank zeroes the header, the scratch area and what follows them up to end,
 // so that neither old bytes nor an interrupted writer can be taken for a COW.
-func (s *sink) blank(h *Header, end int64) error {
+func (s *sink) blank(end int64) error {
 	if err := s.resize(0); err != nil {
 		return err
 	}

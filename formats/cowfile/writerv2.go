@@ -23,7 +23,6 @@ type writerV2 struct {
 	numOps     uint64
 	batch      bool
 	headerLast bool
-	footerComp Compression
 }
 
 const (
@@ -47,14 +46,11 @@ func newWriterV2(d Device, opts WriterOptions) (*writerV2, error) {
 		ClusterOps: uint32(cluster), ScratchSize: opts.scratch(), NumMergeOps: opts.NumMergeOps,
 	}}
 	w.at = w.h.scratchEnd()
-	if opts.NameInFooter {
-		w.footerComp = w.comp
-	}
 	return w, nil
 }
 
 func (w *writerV2) create() error {
-	if err := w.blank(&w.h, w.at); err != nil {
+	if err := w.blank(w.at); err != nil {
 		return err
 	}
 	if err := w.putThenEmpty("first op", nil, w.at); err != nil || w.headerLast {
@@ -331,7 +327,7 @@ func (w *writerV2) closeInFile() error {
 
 func (w *writerV2) footer(ops uint64) []byte {
 	le := binary.LittleEndian
-	b := append(make([]byte, 0, footerSizeV2), uint8(OpFooter), uint8(w.footerComp))
+	b := append(make([]byte, 0, footerSizeV2), uint8(OpFooter), uint8(None)) // as Android, against section 4.4
 	b = le.AppendUint16(b, footerSizeV2-opSizeV2)
 	b = le.AppendUint64(b, ops*opSizeV2)
 	b = le.AppendUint64(b, ops)

@@ -48,7 +48,7 @@ func (w *writerV3) create() error {
 	if err := w.room("op table", 0, w.h.dataOffset()); err != nil {
 		return err
 	}
-	if err := w.blank(&w.h, w.h.opOffset()); err != nil {
+	if err := w.blank(w.h.opOffset()); err != nil {
 		return err
 	}
 	// An unused tail of the table is a hole in the file.

@@ -119,7 +119,7 @@ func copies(path string, moves []extent) error {
 	for _, m := range moves {
 		ops += int(m.blocks)
 	}
-	return writeCow(path, cowfile.WriterOptions{Version: 3, OpCountMax: ops}, func(w cowfile.Writer) error {
+	return writeCow(path, cowfile.WriterOptions{Version: 3, OpCountMax: uint32(ops)}, func(w cowfile.Writer) error {
 		for _, m := range moves {
 			for k := range m.blocks {
 				if err := w.Add(cowfile.Op{Type: cowfile.OpCopy, NewBlock: m.to + k, Source: uint64(m.from + k)}, nil); err != nil {
