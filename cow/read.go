@@ -54,7 +54,17 @@ func (r *reader) step() error {
 	if dev == nil {
 		return r.xor(i, o, inner)
 	}
-	return r.from(dev, off+inner, blockSize-inner)
+	blocks := 1
+	if o.Type == cowfile.OpCopy && r.plain(i) {
+		blocks = s.file.CopiesUp(i, int(min(n, uint64(len(r.dst)/blockSize)+1)))
+	}
+	return r.from(dev, off+inner, int64(blocks)*blockSize-inner)
+}
+
+// plain tells whether all ops from i on are where the merge order is the
+// table's: not merged, nor in the window.
+func (r *reader) plain(i int) bool {
+	return r.s.bits == nil && r.s.window == nil && i >= r.s.merged
 }
 
 // locate says where an ordered op's block can be read as it is. For an xor op

@@ -13,9 +13,21 @@ type stretch struct {
 
 // stretchAt returns the stretch that begins with op i; other ops, and those
 // that are alone, are stretches of one.
-func (f *File) stretchAt(i int) stretch {
+func (f *File) stretchAt(i int) stretch { return f.stretchOf(i, f.n-i) }
+
+// CopiesUp returns how many ops, of at most n from copy op i on, copy block
+// after block, upwards in both places.
+func (f *File) CopiesUp(i, n int) int {
+	if s := f.stretchOf(i, min(n, f.n-i)); !s.down {
+		return s.ops
+	}
+	return 1
+}
+
+// stretchOf looks at no more than most ops, at least one.
+func (f *File) stretchOf(i, most int) stretch {
 	le := binary.LittleEndian
-	b := f.ops[i*opSizeV3:]
+	b := f.ops[i*opSizeV3 : (i+most)*opSizeV3]
 	at, info := le.Uint64(b), le.Uint64(b[8:]) // data_length and new_block, source_info
 	step := uint64(0)
 	switch OpType(info >> typeShift) {
