@@ -36,6 +36,9 @@ func generate(t testing.TB, seed uint64, blocks int, scratch bool) sample {
 	version := 2 + g.r.IntN(2)
 	comp := cowfile.Compression(g.r.IntN(5))
 	opts := cowfile.WriterOptions{Version: version, Compression: comp, OpCountMax: uint32(4 * blocks), NoScratch: !scratch, ClusterOps: 2 + g.r.IntN(9)}
+	if scratch {
+		opts.ScratchSize = []uint32{0, 64 << 10, 128 << 10}[g.r.IntN(3)]
+	}
 	if version == 3 {
 		opts.MaxUnit = blockSize << g.r.IntN(5)
 	}

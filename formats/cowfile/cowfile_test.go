@@ -145,6 +145,49 @@ func TestWriterV3Golden(t *testing.T) {
 	}
 }
 
+// A scratch area may have any size that its own rules allow, and says how many
+// blocks it takes.
+func TestScratchSize(t *testing.T) {
+	for _, tc := range []struct {
+		o        WriterOptions
+		capacity int // −1: refused
+	}{
+		{WriterOptions{}, 510},
+		{WriterOptions{ScratchSize: 64 << 10}, 14},
+		{WriterOptions{ScratchSize: 16 << 20}, 4080},
+		{WriterOptions{NoScratch: true}, 0},
+		{WriterOptions{ScratchSize: 4096}, -1},
+		{WriterOptions{ScratchSize: MaxScratch + 64<<10}, -1},
+		{WriterOptions{ScratchSize: 2 << 20, NoScratch: true}, -1},
+	} {
+		for tc.o.Version = 2; tc.o.Version < 4; tc.o.Version++ {
+			d := &file{}
+			w, err := NewWriter(d, tc.o)
+			if tc.capacity < 0 {
+				if !errors.Is(err, ErrLimit) {
+					t.Errorf("%+v: expected ErrLimit, found %v", tc.o, err)
+				}
+				continue
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			size, err := w.Finish()
+			if err != nil {
+				t.Fatal(err)
+			}
+			f, err := Open(d, size, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			h := f.Header()
+			if got := h.Scratch().Capacity; got != tc.capacity {
+				t.Errorf("%+v: expected room for %d blocks, found %d", tc.o, tc.capacity, got)
+			}
+		}
+	}
+}
+
 func TestWriterRefuses(t *testing.T) {
 	open := func(o WriterOptions) Writer {
 		w, err := NewWriter(&file{}, o)

@@ -10,7 +10,8 @@ import (
 const (
 	BlockSize      = 4096
 	MaxUnit        = 256 << 10 // largest unit of a replace op
-	DefaultScratch = 2 << 20   // what Android's daemon expects
+	DefaultScratch = 2 << 20   // what Android's writer takes
+	MaxScratch     = 256 << 20 // that writers here make
 	ResumePoints   = 4         // entries in a version 3 resume region
 
 	magic         = 0x436f77634f572121

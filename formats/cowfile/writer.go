@@ -29,6 +29,10 @@ type WriterOptions struct {
 	// NoScratch leaves the scratch area out. A merge of ordered ops is not
 	// safe against power cuts then.
 	NoScratch bool
+	// ScratchSize is the size of the scratch area in bytes, a multiple of
+	// 64 KiB up to MaxScratch; 0 means DefaultScratch. Merges of overlapping
+	// ops go through it in pieces, so that a larger one makes them faster.
+	ScratchSize uint32
 	// Batch collects the ops and data of a cluster and writes them at once
 	// (version 2). The file is the same.
 	Batch bool
@@ -108,6 +112,9 @@ func newVersionWriter(d Device, opts WriterOptions) (versionWriter, error) {
 	if opts.ClusterOps < Unclustered || opts.ClusterOps > math.MaxInt32/opSizeV2 {
 		return nil, refuse(ErrLimit, "cluster ops", fmt.Sprintf("none, or at most %d", math.MaxInt32/opSizeV2), opts.ClusterOps)
 	}
+	if err := opts.checkScratch(); err != nil {
+		return nil, err
+	}
 	switch opts.Version {
 	case 2:
 		return newWriterV2(d, opts)
@@ -151,7 +158,17 @@ func (o *WriterOptions) scratch() uint32 {
 	if o.NoScratch {
 		return 0
 	}
+	if o.ScratchSize != 0 {
+		return o.ScratchSize
+	}
 	return DefaultScratch
+}
+
+func (o *WriterOptions) checkScratch() error {
+	if o.ScratchSize%(64<<10) != 0 || o.ScratchSize > MaxScratch || o.NoScratch && o.ScratchSize > 0 {
+		return refuse(ErrLimit, "scratch area", fmt.Sprintf("a multiple of 65536 bytes, at most %d", MaxScratch), o.ScratchSize)
+	}
+	return nil
 }
 
 // blank zeroes the header, the scratch area and what follows them up to end,

@@ -211,7 +211,7 @@ func (b *bench) plainRow() error {
 	if err := noiseFile(base, blocks); err != nil {
 		return err
 	}
-	if err := copies(path, moves); err != nil {
+	if err := copies(path, moves, 0); err != nil {
 		return err
 	}
 	got, err := alternate(b.repeats,
@@ -268,12 +268,17 @@ func (b *bench) mergeCopies() error {
 		return err
 	}
 	for _, c := range []struct {
-		name  string
-		moves []extent
-		most  float64
-	}{{"without overlaps", movedApart(blocks), 1.2}, {"all overlapping", movedALittle(blocks), 2.2}} {
+		name    string
+		moves   []extent
+		scratch uint32
+		most    float64
+	}{
+		{"without overlaps", movedApart(blocks), 0, 1.2},
+		{"all overlapping", movedALittle(blocks), 0, 2.2},
+		{"all overlapping, 16 MiB of scratch area", movedALittle(blocks), 16 << 20, 2.2},
+	} {
 		path := b.path("copies.cow")
-		if err := copies(path, c.moves); err != nil {
+		if err := copies(path, c.moves, c.scratch); err != nil {
 			return err
 		}
 		got, err := alternate(b.repeats,

@@ -114,12 +114,12 @@ func movedALittle(blocks uint32) (moves []extent) {
 
 // copies writes the COW that makes these moves, which must be in an order in
 // which they can be made.
-func copies(path string, moves []extent) error {
+func copies(path string, moves []extent, scratch uint32) error {
 	ops := 0
 	for _, m := range moves {
 		ops += int(m.blocks)
 	}
-	return writeCow(path, cowfile.WriterOptions{Version: 3, OpCountMax: uint32(ops)}, func(w cowfile.Writer) error {
+	return writeCow(path, cowfile.WriterOptions{Version: 3, OpCountMax: uint32(ops), ScratchSize: scratch}, func(w cowfile.Writer) error {
 		for _, m := range moves {
 			for k := range m.blocks {
 				if err := w.Add(cowfile.Op{Type: cowfile.OpCopy, NewBlock: m.to + k, Source: uint64(m.from + k)}, nil); err != nil {
