@@ -76,10 +76,14 @@ func Check(ctx context.Context, o CheckOptions) (Report, error) {
 }
 
 // checkEnd refuses bytes behind the footer of a version 2 file: writers cut a
-// regular file there. (Version 3 has no footer, and a device has no end.)
+// regular file there. (Version 3 has no footer, and a device has no end.) A
+// merge without a scratch area leaves its journal there.
 func checkEnd(f *cowfile.File, d Device) error {
 	reg, ok := d.(interface{ IsRegular() bool })
 	if ok && !reg.IsRegular() || f.Header().Major > 2 || f.End() == f.Size() {
+		return nil
+	}
+	if h := f.Header(); h.ScratchSize == 0 && f.Size() == journalAt(f)+journalSize {
 		return nil
 	}
 	return &cowfile.Error{Kind: cowfile.ErrCorrupt, Where: "end of file", Expected: fmt.Sprintf("byte %d, where the footer ends", f.End()), Found: fmt.Sprint(f.Size())}

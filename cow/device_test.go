@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
+	"strings"
 	"testing"
 
 	"cowbird/formats/cowfile"
@@ -88,5 +90,67 @@ func TestZeroRuns(t *testing.T) {
 		if !bytes.Equal(d.data, target) {
 			t.Error(firstDifference(d.data, target))
 		}
+	}
+}
+
+// ontoItself is a sample of version 2 without a scratch area, in which an op
+// reads the block that it writes.
+func ontoItself(t *testing.T) sample {
+	t.Helper()
+	for seed := uint64(0); ; seed++ {
+		c := generate(t, seed, 40, false)
+		for _, o := range c.ops {
+			first, last := o.SourceBlocks()
+			if own := uint64(o.NewBlock); c.cow[8] == 2 && o.Type == cowfile.OpXor && first <= own && own <= last {
+				return c
+			}
+		}
+	}
+}
+
+// A COW file without a scratch area grows by the journal, which Check knows; a
+// device without room for it is refused, and says how much there must be.
+func TestJournal(t *testing.T) {
+	c := ontoItself(t)
+	cow, base := fileDevice(t, t.TempDir(), "cow", c.cow), newMem(c.base)
+	s, err := Open(Options{Cow: cow, Base: base, Size: int64(len(c.target))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if _, err := s.Merge(context.Background(), MergeOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(base.data, c.target) {
+		t.Error(firstDifference(base.data, c.target))
+	}
+	if want := journalAt(s.file) + journalSize; cow.Size() != want {
+		t.Errorf("the COW: expected %d bytes, found %d", want, cow.Size())
+	}
+	if _, err := Check(context.Background(), CheckOptions{Cow: cow}); err != nil {
+		t.Error(err)
+	}
+	if err := cow.Grow(cow.Size() + 1); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Check(context.Background(), CheckOptions{Cow: cow}); !errors.Is(err, cowfile.ErrCorrupt) {
+		t.Errorf("a byte behind the journal: expected ErrCorrupt, found %v", err)
+	}
+}
+
+func TestNoRoomForJournal(t *testing.T) {
+	c := ontoItself(t)
+	bounded := struct{ Device }{newMem(c.cow)}
+	s, err := Open(Options{Cow: bounded, Base: newMem(c.base), Size: int64(len(c.target))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	_, err = s.Merge(context.Background(), MergeOptions{})
+	if !errors.Is(err, ErrSize) || !strings.Contains(err.Error(), fmt.Sprint(journalAt(s.file)+journalSize)) {
+		t.Errorf("expected ErrSize and the bytes that are needed, found %v", err)
+	}
+	if got := readWhole(t, s, s.Size()); !bytes.Equal(got, c.target) {
+		t.Error("not served afterwards: " + firstDifference(got, c.target))
 	}
 }

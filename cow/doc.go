@@ -42,8 +42,7 @@
 //
 // # Caveats
 //
-// A version 2 or 3 file without a scratch area is merged in conflict-free
-// batches only, which is safe too – except for an op that reads the very block
-// that it writes. Such an op is merged all the same, as Android does, but a
-// power cut during its one write can destroy the block.
+// A file without a scratch area is merged in conflict-free batches, which is as
+// safe. An op that reads the very block that it writes goes through a journal
+// behind the end of the COW (journal.go), which only this package knows.
 package cow

@@ -100,7 +100,7 @@ func (g *generator) addOrdered(t testing.TB) {
 	}
 	first, end := o.SourceBlocks()
 	onItself := first <= uint64(n) && uint64(n) <= end
-	if g.used[n] || g.written[first] || g.written[end] || onItself && (!g.scratch || o.Type == cowfile.OpCopy) {
+	if g.used[n] || g.written[first] || g.written[end] || onItself && o.Type == cowfile.OpCopy {
 		return
 	}
 	g.used[n], g.written[n] = true, true

@@ -115,9 +115,9 @@ func (p *planner) choose() {
 		p.extendWindow(conflict, window)
 	case len(b.ops) == 0:
 		// An op that reads the block that it writes, in a file without a
-		// scratch area: not safe against a power cut (see the package's
-		// caveats), but the only way.
+		// scratch area: see journal.go.
 		b.ops = append(b.ops, batchOp{p.s.file.Op(conflict).NewBlock, uint32(conflict)})
+		b.window = true
 	default:
 		p.unget(conflict)
 	}

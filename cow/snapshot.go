@@ -174,6 +174,11 @@ func (s *Snapshot) takeUpProgress() error {
 // takeUpWindow finds the blocks that a crashed merge left in the scratch area.
 // A full scratch area counts even when no op has been merged yet.
 func (s *Snapshot) takeUpWindow() error {
+	if h := s.file.Header(); h.ScratchSize == 0 {
+		var err error
+		s.window, err = s.readJournal()
+		return err
+	}
 	state, err := s.file.ReadState(s.cow)
 	if err != nil || state != cowfile.StateReadDone {
 		return err

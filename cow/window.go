@@ -14,9 +14,17 @@ import (
 // are made durable there before the first block of the base is overwritten; the
 // state byte says since when they are the truth.
 
-// writeScratch writes a load to the scratch area, from its k-th block on.
+// writeScratch writes a load to the scratch area, from its k-th block on. In a
+// file without one, that is the journal.
 func (m *merger) writeScratch(l *load, k int) error {
 	h := m.s.file.Header()
+	if h.ScratchSize == 0 {
+		if err := m.prepareJournal(); err != nil {
+			return err
+		}
+		m.stats.ScratchWritten++
+		return m.writeJournal(l.ops[0], l.buf)
+	}
 	if _, err := m.s.cow.WriteAt(l.buf, h.Scratch().Data+int64(k)*blockSize); err != nil {
 		return fmt.Errorf("write to the scratch area: %w", err)
 	}
@@ -29,7 +37,20 @@ func (m *merger) writeScratch(l *load, k int) error {
 func (m *merger) openWindow(ctx context.Context, ops []batchOp) error {
 	s := m.s
 	h := s.file.Header()
-	l := h.Scratch()
+	if h.ScratchSize > 0 {
+		if err := m.fillEntries(ops, h.Scratch()); err != nil {
+			return err
+		}
+	}
+	s.mu.Lock()
+	s.setWindow(m.window)
+	s.mu.Unlock()
+	return m.writeWindow(ctx, ops)
+}
+
+// fillEntries says what is in the scratch area, and then that it counts.
+func (m *merger) fillEntries(ops []batchOp, l cowfile.ScratchLayout) error {
+	s := m.s
 	m.window, m.entries = m.window[:0], m.entries[:0]
 	for k, b := range ops {
 		w := windowBlock{b.block, l.Data + int64(k)*blockSize}
@@ -43,13 +64,7 @@ func (m *merger) openWindow(ctx context.Context, ops []batchOp) error {
 	if err := m.sync(s.cow, "COW"); err != nil {
 		return err
 	}
-	if err := m.record(s.merged, cowfile.StateReadDone); err != nil {
-		return err
-	}
-	s.mu.Lock()
-	s.setWindow(m.window)
-	s.mu.Unlock()
-	return m.writeWindow(ctx, ops)
+	return m.record(s.merged, cowfile.StateReadDone)
 }
 
 // finishWindow completes a window that an earlier run left in the scratch area.

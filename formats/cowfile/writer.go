@@ -26,8 +26,8 @@ type WriterOptions struct {
 	// 2), or of blocks that are collected before they are written (version
 	// 3); 0 means DefaultClusterOps.
 	ClusterOps int
-	// NoScratch leaves the scratch area out. A merge of ordered ops is not
-	// safe against power cuts then.
+	// NoScratch leaves the scratch area out. Android's daemon does not merge
+	// ordered ops safely then.
 	NoScratch bool
 	// ScratchSize is the size of the scratch area in bytes, a multiple of
 	// 64 KiB up to MaxScratch; 0 means DefaultScratch. Merges of overlapping
