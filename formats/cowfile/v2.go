@@ -160,10 +160,13 @@ type scanV2 struct {
 
 func (f *File) scanV2(r io.ReaderAt, s *scanV2) error {
 	w := newWalker(r, &f.h, f.size)
-	for {
+	for cluster := w.next; ; {
 		o, err := w.step()
 		if err != nil {
 			return f.cutShort(err)
+		}
+		if err := f.checkCluster(w, o, &cluster); err != nil {
+			return err
 		}
 		if o.Type == OpFooter {
 			return f.checkFooter(r, o, s.ops)
@@ -183,6 +186,27 @@ func (f *File) scanV2(r io.ReaderAt, s *scanV2) error {
 			return nil
 		}
 	}
+}
+
+// checkCluster makes sure that the op belongs to the cluster that begins at
+// *start, and that a cluster op ends it where its slots and data end (section
+// 4.1); *start moves on then.
+func (f *File) checkCluster(w *walker, o RawOp, start *int64) error {
+	last := *start + opSizeV2*(int64(f.h.ClusterOps)-1)
+	switch {
+	case f.h.ClusterOps == 0:
+		if o.Type == OpCluster {
+			return refuse(ErrCorrupt, o.where(), "no cluster op in an unclustered file", "one")
+		}
+	case o.Type == OpCluster:
+		if want := w.data - w.opSpan(); w.next != want || o.Offset > last {
+			return refuse(ErrCorrupt, o.where()+": where it leads to", fmt.Sprintf("byte %d, the end of the cluster's data", want), w.next)
+		}
+		*start = w.next
+	case o.Type != OpFooter && o.Offset >= last:
+		return refuse(ErrCorrupt, fmt.Sprintf("op at byte %d, the last slot of its cluster", o.Offset), "a cluster op or the footer", o.Type)
+	}
+	return nil
 }
 
 // cutShort explains a file that ended before its footer or the wanted label.
