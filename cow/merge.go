@@ -116,6 +116,9 @@ func (m *merger) run(ctx context.Context) error {
 	if err := m.growBase(); err != nil {
 		return err
 	}
+	if err := m.confirm(); err != nil {
+		return err
+	}
 	for !s.complete {
 		if err := s.merge.proceed(ctx); err != nil {
 			return err
@@ -222,6 +225,27 @@ func (m *merger) growBase() error {
 	if err := g.Grow(s.size); err != nil {
 		return fmt.Errorf("grow the base: %w", err)
 	}
+	return nil
+}
+
+// confirm makes the progress durable that Open has found. A process that was
+// killed between writing and syncing it leaves it to the page cache, where a
+// power cut can still undo it; but from here on blocks are overwritten that only
+// the ops behind it do without. It is written again, since a sync that has
+// failed may have left the page looking clean.
+func (m *merger) confirm() error {
+	s := m.s
+	if s.confirmed || s.merged == 0 && s.window == nil {
+		return nil
+	}
+	state := cowfile.StateMerging
+	if s.window != nil {
+		state = cowfile.StateReadDone
+	}
+	if err := m.record(s.merged, state); err != nil {
+		return err
+	}
+	s.confirmed = true
 	return nil
 }
 

@@ -57,8 +57,9 @@ type Snapshot struct {
 	bits     []uint64      // merged ordered ops, unless in table order
 	window   []windowBlock // ordered ops in the scratch area, sorted by block
 
-	merge mergeControl
-	bytes struct{ written, total atomic.Int64 }
+	merge     mergeControl
+	confirmed bool // by the merge: the progress it began with is durable
+	bytes     struct{ written, total atomic.Int64 }
 }
 
 // windowBlock says where in the COW the scratch area keeps a block.
