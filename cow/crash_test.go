@@ -241,10 +241,10 @@ func TestCrashWalk(t *testing.T) {
 		depth, take  int
 		limits       mergeLimits
 	}{
-		{"twice at every point", 24, 3, 3, 1, 2, 0, tight},
-		{"once at every point", 24, 4, 8, 2, 1, 0, tight},
-		{"three times at some points", 16, 2, 30, 10, 3, 6, mergeLimits{batch: 32, window: 16, worth: 8}},
-		{"twice at some points", 12, 2, 200, 40, 2, 8, mergeLimits{}},
+		{"twice at every point", 8, 3, 3, 1, 2, 0, tight},
+		{"once at every point", 16, 4, 8, 2, 1, 0, tight},
+		{"three times at some points", 12, 2, 30, 10, 3, 4, mergeLimits{batch: 32, window: 16, worth: 8}},
+		{"twice at some points", 12, 2, 200, 30, 2, 4, mergeLimits{}},
 	} {
 		for seed := range uint64(few(tc.cases, tc.short)) {
 			c := generate(t, uint64(len(tc.name))*1000+seed, tc.blocks+tc.more*int(seed), seed%3 > 0)

@@ -339,7 +339,7 @@ func (m *merger) record(merged int, state cowfile.State) error {
 	h := m.s.file.Header()
 	b, off := h.AppendProgress(nil, uint64(merged), state)
 	if _, err := m.s.cow.WriteAt(b, off); err != nil {
-		return fmt.Errorf("write merge progress: %w", err)
+		return fmt.Errorf("write merge progress to the COW: %w", err)
 	}
 	return m.sync(m.s.cow, "COW")
 }

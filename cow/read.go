@@ -187,12 +187,17 @@ func (s *Snapshot) decode(i int, o cowfile.Op, unit, stored []byte) error {
 
 func decodeOp(f *cowfile.File, cow io.ReaderAt, i int, o cowfile.Op, unit, stored []byte) error {
 	off := f.DataOffset(i, o)
-	if o.Compression == cowfile.None {
-		return readFull(cow, unit, off)
+	raw := o.Compression == cowfile.None
+	if raw {
+		stored = unit
+	} else {
+		stored = stored[:o.DataLength]
 	}
-	stored = stored[:o.DataLength]
 	if err := readFull(cow, stored, off); err != nil {
-		return err
+		return fmt.Errorf("COW: %w", err)
+	}
+	if raw {
+		return nil
 	}
 	return cowfile.Decode(o.Compression, unit, stored)
 }

@@ -26,7 +26,7 @@ func (m *merger) writeScratch(l *load, k int) error {
 		return m.writeJournal(l.ops[0], l.buf)
 	}
 	if _, err := m.s.cow.WriteAt(l.buf, h.Scratch().Data+int64(k)*blockSize); err != nil {
-		return fmt.Errorf("write to the scratch area: %w", err)
+		return fmt.Errorf("write %d bytes at block %d of the scratch area in the COW: %w", len(l.buf), k, err)
 	}
 	m.stats.ScratchWritten += int64(len(l.buf) / blockSize)
 	return nil
@@ -59,7 +59,7 @@ func (m *merger) fillEntries(ops []batchOp, l cowfile.ScratchLayout) error {
 	}
 	m.entries = cowfile.AppendScratchEntry(m.entries, cowfile.ScratchEntry{}) // the end
 	if _, err := s.cow.WriteAt(m.entries, l.Entries); err != nil {
-		return fmt.Errorf("write to the scratch area: %w", err)
+		return fmt.Errorf("write the entries of the scratch area in the COW: %w", err)
 	}
 	if err := m.sync(s.cow, "COW"); err != nil {
 		return err
@@ -94,7 +94,7 @@ func (m *merger) writeWindow(ctx context.Context, ops []batchOp) error {
 		}
 		b := buf[:n*blockSize]
 		if k, err := readStretches(m.s.cow, b, n, func(k int) int64 { return rest[k].off }); err != nil {
-			return fmt.Errorf("scratch area, block %d: %w", rest[k].block, err)
+			return fmt.Errorf("scratch area in the COW, block %d: %w", rest[k].block, err)
 		}
 		if err := m.writeRun(ctx, b, rest[0].block); err != nil {
 			return err
