@@ -110,11 +110,14 @@ type merger struct {
 
 func (m *merger) run(ctx context.Context) error {
 	s := m.s
-	if s.complete {
+	if s.complete && s.base.Size() >= s.size {
 		return nil
 	}
 	if err := m.growBase(); err != nil {
 		return err
+	}
+	if s.complete { // there are no ops, and so no commit
+		return m.sync(s.base, "base")
 	}
 	if err := m.confirm(); err != nil {
 		return err

@@ -122,6 +122,19 @@ func TestCancel(t *testing.T) {
 	}
 }
 
+// A target that is longer and has no ops makes the base longer all the same.
+func TestMergeGrowsWithoutOps(t *testing.T) {
+	base := step{count: 1}.data()
+	h := history{blocks: 1, grown: 1}
+	s, _, b := openSample(t, sample{cow: h.cowOf(t, format{version: 3}, nil), base: base, target: make([]byte, 2*blockSize)})
+	if _, err := s.Merge(context.Background(), MergeOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if want := append(base, make([]byte, blockSize)...); !bytes.Equal(b.data, want) {
+		t.Errorf("expected %d bytes, found %d: %s", len(want), len(b.data), firstDifference(b.data, want))
+	}
+}
+
 func TestOneMergeAtATime(t *testing.T) {
 	c := generate(t, 9, 100, true)
 	s, _, _ := openSample(t, c)
