@@ -2,6 +2,7 @@ package cow
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,8 +33,9 @@ type walker struct {
 	r      *rand.Rand
 	depth  int  // cuts, one after the other
 	take   int  // cuts of a run that are tried, about; 0 = all
-	whole  bool // no block is torn
+	whole  bool // no block is torn; each set of them may be lost
 	mutate func([]event) []event
+	keyOf  func(storage) uint64 // tells storages apart; nil: by every byte
 
 	seen  map[uint64]bool
 	todo  []cutState
@@ -75,7 +77,11 @@ func (w *walker) walk() error {
 }
 
 func (w *walker) add(s cutState) {
-	if k := s.key(); !w.seen[k] {
+	key := storage.key
+	if w.keyOf != nil {
+		key = w.keyOf
+	}
+	if k := key(s.storage); !w.seen[k] {
 		w.seen[k] = true
 		w.todo = append(w.todo, s)
 	}
@@ -92,7 +98,7 @@ func (w *walker) cut(s cutState, events []event) {
 	for k := 0; ; k++ {
 		s.how = fmt.Sprintf("%s, step %d of %d", before, k, len(events))
 		w.powerCuts(s, "")
-		w.try(s, " killed", func() storage { return s.storage })
+		w.try(s, " killed", func() storage { return w.killed(s.storage) })
 		if k == len(events) {
 			return
 		}
@@ -116,6 +122,27 @@ func (w *walker) within(s cutState, e event) {
 
 // wholeSectors is the number of bytes from off to the end of the n-th sector.
 func wholeSectors(off int64, n int) int64 { return int64(n)*sector - off%sector }
+
+// killed is what another process finds after a kill. Where kills follow each
+// other for ever, a write that is pending twice counts once: what one of two
+// equal writes can leave, the other one can.
+func (w *walker) killed(s storage) storage {
+	if !w.whole {
+		return s
+	}
+	for n := range s {
+		var once []write
+		for i, p := range s[n].pending {
+			again := func(q write) bool { return q.off == p.off && bytes.Equal(q.data, p.data) }
+			if !slices.ContainsFunc(s[n].pending[i+1:], again) {
+				once = append(once, p)
+			}
+		}
+		slices.SortStableFunc(once, func(a, b write) int { return cmp.Compare(a.off, b.off) })
+		s[n].pending = once
+	}
+	return s
+}
 
 func (w *walker) try(s cutState, how string, left func() storage) {
 	if w.share == 1 || w.r.Float64() < w.share {
@@ -161,7 +188,7 @@ func (w *walker) subsets(n int) (all [][]bool) {
 		}
 		all = append(all, s)
 	}
-	if n <= maxSubsets {
+	if n <= maxSubsets || w.whole {
 		for m := range 1 << n {
 			add(func(i int) bool { return m>>i&1 != 0 })
 		}
