@@ -97,8 +97,8 @@ func (d faultyDisk) WriteAt(p []byte, off int64) (int, error) {
 		return d.disk.WriteAt(p, off)
 	}
 	n := 0
-	if d.f.how == "short" {
-		n, _ = d.disk.WriteAt(p[:len(p)/2], off)
+	if half := len(p) / sector / 2; d.f.how == "short" && half > 0 {
+		n, _ = d.disk.WriteAt(p[:wholeSectors(off, half)], off)
 	}
 	return n, d.f.err
 }

@@ -183,3 +183,55 @@ func (m *growMem) WriteAt(p []byte, off int64) (int, error) {
 	}
 	return copy(m.b[off:], p), nil
 }
+
+// The generated samples have everything that makes a merge difficult.
+func TestGeneratedSamples(t *testing.T) {
+	found := map[string]int{}
+	for seed := range uint64(60) {
+		for what := range generate(t, seed, 30, seed%3 > 0).features() {
+			found[what]++
+		}
+	}
+	for _, what := range []string{
+		"copy", "xor", "replace", "zero", "unit of several blocks", "unaligned xor", "op that reads its own block", "chain",
+		"cycle broken by a replace op", "source beside what another op overwrites",
+	} {
+		if found[what] < 5 {
+			t.Errorf("%s: expected in some samples, found in %d", what, found[what])
+		}
+	}
+}
+
+// features are the difficulties that occur in a sample.
+func (c sample) features() map[string]bool {
+	found, writer := map[string]bool{}, map[uint64]cowfile.Op{}
+	for _, o := range c.ops {
+		found[o.Type.String()] = true
+		found["unit of several blocks"] = found["unit of several blocks"] || o.Blocks() > 1
+		for b := range o.Blocks() {
+			writer[uint64(o.NewBlock+b)] = o
+		}
+	}
+	for _, o := range c.ops {
+		if !o.Type.Ordered() {
+			continue
+		}
+		first, last := o.SourceBlocks()
+		found["unaligned xor"] = found["unaligned xor"] || first != last
+		own := uint64(o.NewBlock)
+		if first <= own && own <= last {
+			found["op that reads its own block"] = true
+			continue
+		}
+		w, ok := writer[first]
+		switch {
+		case !ok:
+			found["source beside what another op overwrites"] = found["source beside what another op overwrites"] || writer[first+1].Type != 0
+		case w.Type.Ordered():
+			found["chain"] = true
+		case w.Type == cowfile.OpReplace:
+			found["cycle broken by a replace op"] = true
+		}
+	}
+	return found
+}
