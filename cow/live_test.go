@@ -53,7 +53,7 @@ func (g *gate) Sync() error {
 func (g *gate) Grow(n int64) error { return g.Device.(Growing).Grow(n) }
 
 // guard is how long something may take that must not hang.
-const guard = time.Minute
+const guard = 20 * time.Second
 
 // SNU-005, SNU-032: no read waits for a batch. Each write and each sync of a
 // merge in turn gets stuck; every block can be read meanwhile, one by one and in
@@ -132,7 +132,7 @@ func readAll(t *testing.T, s *Snapshot, c sample) {
 			t.Error(err)
 		}
 	case <-time.After(guard):
-		t.Fatal("reads wait for the merge")
+		t.Error("reads wait for the merge")
 	}
 }
 
