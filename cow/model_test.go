@@ -470,6 +470,9 @@ func choiceOf(s *Snapshot, l mergeLimits, merged int) choice {
 // Every valid order of up to four copies among up to four blocks, under different
 // limits: no state breaks an invariant.
 func TestModel(t *testing.T) {
+	if raceDetector {
+		t.Skip("one goroutine: left to the run without the race detector")
+	}
 	total, orders := 0, 0
 	for n := 2; n <= few(modelBlocks, 3); n++ {
 		cases(n, nil, func(ops []copyOp) {
@@ -514,6 +517,9 @@ func before(name, other string) func(string, []modelStep) []modelStep {
 // walk of some case fails: the model tells right from wrong, and no step is
 // there for nothing.
 func TestModelFinds(t *testing.T) {
+	if raceDetector {
+		t.Skip("one goroutine: left to the run without the race detector")
+	}
 	for _, tc := range []struct {
 		name   string
 		mutate func(string, []modelStep) []modelStep
