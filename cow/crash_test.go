@@ -235,7 +235,7 @@ func (s storage) torn(pieces []event, r *rand.Rand) storage {
 
 // tight makes batches and windows so small that a handful of blocks needs
 // several of each.
-var tight = mergeLimits{batch: 5, window: 4, worth: 3}
+var tight = mergeLimits{batch: 5, window: 4, worth: 3, zeros: 2}
 
 func firstDifference(got, want []byte) string {
 	for i := range want {
@@ -323,7 +323,7 @@ func dropSyncs(purpose string) func([]event) []event {
 // commitEarly moves each write of the progress before the sync of the base.
 func commitEarly(events []event) []event {
 	events = slices.Clone(events)
-	for k := range events[1:] {
+	for k := range max(0, len(events)-1) {
 		if role(events, k) == "base" {
 			events[k], events[k+1] = events[k+1], events[k]
 		}

@@ -129,7 +129,7 @@ var where = map[string]*regexp.Regexp{
 	"cow read":   regexp.MustCompile(`COW|scratch area`),
 	"cow write":  regexp.MustCompile(`(progress|scratch area).* COW`),
 	"cow sync":   regexp.MustCompile(`sync the COW`),
-	"base read":  regexp.MustCompile(`source: read \d+ bytes at \d+`),
+	"base read":  regexp.MustCompile(`source of op .* read \d+ bytes at \d+`),
 	"base write": regexp.MustCompile(`write \d+ bytes at block \d+ of the base`),
 	"base sync":  regexp.MustCompile(`sync the base`),
 	"base grow":  regexp.MustCompile(`grow the base`),

@@ -83,6 +83,20 @@ func (m *merger) writeJournal(b batchOp, data []byte) error {
 	return m.sync(m.s.cow, "COW")
 }
 
+// confirmJournal makes the journal durable in which Open has found the window.
+func (m *merger) confirmJournal() error {
+	s := m.s
+	if h := s.file.Header(); h.ScratchSize > 0 {
+		return nil
+	}
+	data := make([]byte, blockSize)
+	if err := readFull(s.cow, data, s.window[0].off); err != nil {
+		return fmt.Errorf("journal behind the COW: %w", err)
+	}
+	i, _ := s.file.Merge(s.merged).Next()
+	return m.writeJournal(batchOp{s.window[0].block, uint32(i)}, data)
+}
+
 // readJournal finds the block of the next op, if a crashed merge has left it
 // behind the COW.
 func (s *Snapshot) readJournal() ([]windowBlock, error) {

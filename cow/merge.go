@@ -244,6 +244,9 @@ func (m *merger) confirm() error {
 	state := cowfile.StateMerging
 	if s.window != nil {
 		state = cowfile.StateReadDone
+		if err := m.confirmJournal(); err != nil {
+			return err
+		}
 	}
 	if err := m.record(s.merged, state); err != nil {
 		return err

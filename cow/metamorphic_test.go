@@ -154,11 +154,11 @@ type fatal interface {
 func (h history) cowOf(t fatal, f format, enc *cowfile.Encoder) []byte {
 	t.Helper()
 	mem := &growMem{}
-	opts := cowfile.WriterOptions{Version: f.version, Compression: f.comp, OpCountMax: h.blocks + h.grown}
+	opts := cowfile.WriterOptions{Version: f.version, Compression: f.comp, OpCountMax: uint32(h.blocks + h.grown)}
 	if f.version == 3 {
 		opts.MaxUnit = f.unit
 	}
-	w, err := cowfile.NewWriter(mem, opts)
+	w, err := cowfile.NewWriter(cowfile.WriteOnly(mem), opts)
 	if err != nil {
 		t.Fatalf("%v: %v", f, err)
 	}

@@ -414,7 +414,7 @@ func cases(n int, ops []copyOp, visit func([]copyOp)) {
 func sampleOf(t testing.TB, ops []copyOp) sample {
 	t.Helper()
 	mem := &growMem{}
-	w, err := cowfile.NewWriter(mem, cowfile.WriterOptions{Version: 3, OpCountMax: modelBlocks})
+	w, err := cowfile.NewWriter(cowfile.WriteOnly(mem), cowfile.WriterOptions{Version: 3, OpCountMax: modelBlocks})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -462,7 +462,9 @@ func newModels(t testing.TB, ops []copyOp) (all []*model) {
 
 func choiceOf(s *Snapshot, l mergeLimits, merged int) choice {
 	b := &batch{ops: make([]batchOp, 0, modelBlocks)}
-	p := &planner{s: s, limits: l, it: s.file.Merge(merged), peeked: -1, planned: merged, reads: make([]uint64, 1), b: b}
+	q := &queue{}
+	q.pace.limit.Store(int64(l.batch))
+	p := &planner{s: s, q: q, limits: l, it: s.file.Merge(merged), peeked: -1, planned: merged, reads: make([]uint64, 1), b: b}
 	p.choose()
 	return choice{len(b.ops), b.window}
 }

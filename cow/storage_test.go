@@ -245,6 +245,11 @@ func (d *disk) WriteAt(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
+// Zero is a write like others, as far as power cuts go.
+func (d *disk) Zero(off, n int64) error {
+	return d.r.step(event{disk: d.n, write: write{off, make([]byte, n)}})
+}
+
 func (d *disk) Sync() error           { return d.r.step(event{disk: d.n}) }
 func (d *disk) Grow(size int64) error { return d.r.step(event{disk: d.n, size: size}) }
 
