@@ -127,7 +127,7 @@ func (d faultyDisk) Grow(size int64) error {
 // bytes, block or area of it.
 var where = map[string]*regexp.Regexp{
 	"cow read":   regexp.MustCompile(`COW|scratch area`),
-	"cow write":  regexp.MustCompile(`(progress|scratch area).* COW`),
+	"cow write":  regexp.MustCompile(`(progress|scratch area|journal).* COW`),
 	"cow sync":   regexp.MustCompile(`sync the COW`),
 	"base read":  regexp.MustCompile(`source of op .* read \d+ bytes at \d+`),
 	"base write": regexp.MustCompile(`write \d+ bytes at block \d+ of the base`),

@@ -77,7 +77,7 @@ func (m *merger) writeJournal(b batchOp, data []byte) error {
 	at := journalAt(m.s.file)
 	record := append(m.s.journalRecord(m.s.merged, int(b.op), data), data...)
 	if _, err := m.s.cow.WriteAt(record, at); err != nil {
-		return fmt.Errorf("write %d bytes at %d behind the COW: %w", len(record), at, err)
+		return fmt.Errorf("write %d bytes to the journal at %d behind the COW: %w", len(record), at, err)
 	}
 	m.window = append(m.window[:0], windowBlock{b.block, at + journalHeader})
 	return m.sync(m.s.cow, "COW")
