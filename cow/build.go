@@ -44,20 +44,15 @@ type BuildOptions struct {
 // BuildStats tell what was built. Ops of all kinds add up to the ops of the
 // file; blocks, with those unchanged, to the blocks of the target.
 type BuildStats struct {
-	Copy            int   `json:"copy_ops"`
-	Xor             int   `json:"xor_ops"`
-	Zero            int   `json:"zero_ops"`
-	Replace         int   `json:"replace_ops"`
-	ReplaceBlocks   int   `json:"replace_blocks"`
-	UnchangedBlocks int   `json:"unchanged_blocks"`
-	CyclesBroken    int   `json:"cycles_broken"` // replaced because a merge could not order them
-	XorBytes        int64 `json:"xor_bytes"`     // stored
-	ReplaceBytes    int64 `json:"replace_bytes"` // stored
-	CowSize         int64 `json:"cow_size"`
+	Contents
+	UnchangedBlocks int `json:"unchanged_blocks"`
+	CyclesBroken    int `json:"cycles_broken"` // replaced because a merge could not order them
 }
 
 // Build compares two images and writes the COW that turns Base into Target to
-// out, from its beginning. The same input gives the same bytes.
+// out, from its beginning. The same input gives the same bytes. To Nowhere, it
+// tells what the COW would take; an out that is Bounded and too small is
+// cowfile.ErrNoSpace, with the bytes that are needed.
 //
 // It reads base and target twice at most, and keeps up to 56 bytes a block plus
 // about 4 MiB a worker.
@@ -92,16 +87,24 @@ func (o *BuildOptions) complete() error {
 		o.Version = 3
 	}
 	if o.MaxUnit == 0 {
-		o.MaxUnit = 64 << 10
-		if o.Version < 3 {
-			o.MaxUnit = blockSize
-		}
-	}
-	if u := o.MaxUnit; u < blockSize || u > cowfile.MaxUnit || u&(u-1) != 0 || o.Version < 3 && u > blockSize {
-		return fmt.Errorf("%w: unit: expected a power of two from %d to %d (version 2: %d), found %d", ErrSize, blockSize, cowfile.MaxUnit, blockSize, u)
+		o.MaxUnit = defaultUnit(o.Version)
 	}
 	if o.Workers <= 0 {
 		o.Workers = runtime.GOMAXPROCS(0)
+	}
+	return checkUnit(o.MaxUnit, o.Version)
+}
+
+func defaultUnit(version int) int {
+	if version < 3 {
+		return blockSize
+	}
+	return 64 << 10
+}
+
+func checkUnit(u, version int) error {
+	if u < blockSize || u > cowfile.MaxUnit || u&(u-1) != 0 || version < 3 && u > blockSize {
+		return fmt.Errorf("%w: unit: expected a power of two from %d to %d (version 2: %d), found %d", ErrSize, blockSize, cowfile.MaxUnit, blockSize, u)
 	}
 	return nil
 }

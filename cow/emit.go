@@ -3,27 +3,26 @@ package cow
 import (
 	"context"
 	"crypto/subtle"
-	"fmt"
 	"io"
 
 	"cowbird/formats/cowfile"
 )
-
-// emitBatch is how many blocks of data a version 3 file is written in.
-const emitBatch = 64
 
 // emit writes the ops: the ordered ones in merge order, then zero and replace
 // ops by block. Workers compress ahead; one goroutine writes.
 func (b *builder) emit(ctx context.Context, out io.WriterAt) error {
 	units := b.unordered()
 	total := len(b.order) + len(units)
-	w, err := cowfile.NewWriter(cowfile.WriteOnly(out), b.writerOptions(total))
+	e, err := newEmission(out, cowfile.WriterOptions{
+		Version: b.o.Version, Compression: b.o.Compression, MaxUnit: b.o.MaxUnit, OpCountMax: uint32(total),
+	})
 	if err != nil {
-		return fmt.Errorf("write the COW: %w", err)
+		return err
 	}
-	p := pipeline{newEncoder: b.newEncoder, threads: b.o.Workers, maxUnit: b.o.MaxUnit}
+	e.progress = &b.progress
+	p := pipeline{newEncoder: b.newEncoder, threads: b.o.Workers, maxUnit: b.o.MaxUnit, spare: blockSize}
 	k := -1
-	err = p.run(ctx, job{
+	b.stats.Contents, err = e.run(ctx, &p, job{
 		next: func() (o cowfile.Op, ok bool) {
 			if k++; k < total {
 				return b.opAt(k, units), true
@@ -31,27 +30,8 @@ func (b *builder) emit(ctx context.Context, out io.WriterAt) error {
 			return o, false
 		},
 		fill: b.fill,
-		add:  func(o cowfile.Op, stored []byte) error { return b.add(w, o, stored) },
 	})
-	if err != nil {
-		return err
-	}
-	b.stats.CowSize, err = w.Finish()
-	if err != nil {
-		return fmt.Errorf("write the COW: %w", err)
-	}
-	return nil
-}
-
-func (b *builder) writerOptions(ops int) cowfile.WriterOptions {
-	o := cowfile.WriterOptions{
-		Version: b.o.Version, Compression: b.o.Compression, MaxUnit: b.o.MaxUnit, OpCountMax: uint32(ops),
-		Batch: true, HeaderLast: true,
-	}
-	if b.o.Version > 2 {
-		o.ClusterOps = emitBatch
-	}
-	return o
+	return err
 }
 
 func (b *builder) newEncoder() (*cowfile.Encoder, error) {
@@ -114,26 +94,4 @@ func (b *builder) fill(o cowfile.Op, buf []byte) ([]byte, error) {
 		subtle.XORBytes(unit, unit, source)
 	}
 	return unit, nil
-}
-
-func (b *builder) add(w cowfile.Writer, o cowfile.Op, stored []byte) error {
-	if err := w.Add(o, stored); err != nil {
-		return fmt.Errorf("write the COW: %w", err)
-	}
-	n := int64(len(stored))
-	switch o.Type {
-	case cowfile.OpCopy:
-		b.stats.Copy++
-	case cowfile.OpXor:
-		b.stats.Xor++
-		b.stats.XorBytes += n
-	case cowfile.OpZero:
-		b.stats.Zero++
-	case cowfile.OpReplace:
-		b.stats.Replace++
-		b.stats.ReplaceBlocks += int(o.Blocks())
-		b.stats.ReplaceBytes += n
-	}
-	b.progress.add(int64(o.Blocks()) * blockSize)
-	return nil
 }

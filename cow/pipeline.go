@@ -13,14 +13,19 @@ type pipeline struct {
 	newEncoder func() (*cowfile.Encoder, error)
 	threads    int // goroutines that encode; 0: the caller does
 	maxUnit    int
+	spare      int // bytes that fill may use beside the unit
 	workers    []*worker
 }
 
 // job is what goes through a pipeline.
 type job struct {
 	next func() (cowfile.Op, bool) // the ops, in order
+	// keep returns what is stored for an op with data and sets its
+	// compression, or returns false if the unit is to be encoded. May be nil;
+	// else as fill.
+	keep func(o *cowfile.Op, buf []byte) (stored []byte, ok bool, err error)
 	// fill returns the unit of an op with data. It may use buf, which has
-	// room for the largest unit and one block. Called by any worker.
+	// room for the largest unit and spare bytes. Called by any worker.
 	fill func(o cowfile.Op, buf []byte) ([]byte, error)
 	// add takes an op and what is stored for it, in the order of next.
 	add func(o cowfile.Op, stored []byte) error
@@ -38,7 +43,7 @@ func (p *pipeline) worker(i int) (*worker, error) {
 		if err != nil {
 			return nil, err
 		}
-		p.workers = append(p.workers, &worker{enc, make([]byte, p.maxUnit+blockSize)})
+		p.workers = append(p.workers, &worker{enc, make([]byte, p.maxUnit+p.spare)})
 	}
 	return p.workers[i], nil
 }
@@ -47,6 +52,12 @@ func (p *pipeline) worker(i int) (*worker, error) {
 func (w *worker) encode(j *job, o *cowfile.Op) ([]byte, error) {
 	if o.Type != cowfile.OpReplace && o.Type != cowfile.OpXor {
 		return nil, nil
+	}
+	if j.keep != nil {
+		stored, ok, err := j.keep(o, w.buf)
+		if o.DataLength = uint32(len(stored)); ok || err != nil {
+			return stored, err
+		}
 	}
 	unit, err := j.fill(*o, w.buf)
 	if err != nil {

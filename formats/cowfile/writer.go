@@ -36,16 +36,21 @@ type WriterOptions struct {
 	// Batch collects the ops and data of a cluster and writes them at once
 	// (version 2). The file is the same.
 	Batch bool
-	// NumMergeOps is the progress that a new version 2 file begins with.
+	// NumMergeOps is the progress that a new file begins with; in version 3
+	// only together with HeaderLast, since no header may count ops that are
+	// not there.
 	NumMergeOps uint64
 	// HeaderLast leaves the header to Finish, so that an unfinished file is
 	// no COW at all. It cannot be resumed: labels are refused.
 	HeaderLast bool
 }
 
-// Size is what a file takes.
+// Size is what a file takes, as if finished now.
 type Size struct {
-	Bytes      int64  // as if finished now
+	Bytes      int64  // all of it: the sum of the following three
+	Header     int64  // bytes of header and scratch area
+	Ops        int64  // bytes that describe the data: op table or clusters, sequence, resume points, footer
+	Data       int64  // stored bytes of replace and xor ops
 	OpCountMax uint64 // version 3: capacity of the op table
 }
 

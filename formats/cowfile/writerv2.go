@@ -19,6 +19,7 @@ type writerV2 struct {
 	at         int64  // where the open cluster, or the first op, begins
 	used       int64  // bytes of ops in it; without clusters, of data too
 	dataLen    int64  // bytes of data in the open cluster
+	stored     int64  // bytes of data of replace and xor ops in all
 	ops, data  []byte // of these, the last ones, not yet written
 	numOps     uint64
 	batch      bool
@@ -76,7 +77,7 @@ func resumeV2(d Device, f *File, label uint64, opts WriterOptions) (Writer, erro
 			w.at, w.used, w.dataLen = r.next, 0, 0
 			continue
 		}
-		w.account(int64(o.DataLength))
+		w.account(o.Type, int64(o.DataLength))
 		if o.Type == OpLabel && o.Source == label {
 			break
 		}
@@ -124,11 +125,20 @@ func (w *writerV2) clustered() bool  { return w.h.ClusterOps > 0 }
 func (w *writerV2) slotBytes() int64 { return opSizeV2 * int64(w.h.ClusterOps) }
 func (w *writerV2) dataStart() int64 { return w.at + w.slotBytes() }
 func (w *writerV2) OpsLeft() uint64  { return math.MaxUint64 }
-func (w *writerV2) Size() Size       { return Size{Bytes: w.written() + footerSizeV2} }
+
+// Size implements Writer.
+func (w *writerV2) Size() Size {
+	s := Size{Bytes: w.written() + footerSizeV2, Header: w.h.scratchEnd(), Data: w.stored}
+	s.Ops = s.Bytes - s.Header - s.Data
+	return s
+}
 
 // account moves the positions behind an op with n bytes of data.
-func (w *writerV2) account(n int64) {
+func (w *writerV2) account(t OpType, n int64) {
 	w.used += opSizeV2
+	if t.IsData() {
+		w.stored += n
+	}
 	if w.clustered() {
 		w.dataLen += n
 	} else {
@@ -223,7 +233,7 @@ func (w *writerV2) emit(o Op, stored []byte) error {
 		w.ops = append(w.ops, stored...)
 	}
 	w.numOps++
-	w.account(int64(len(stored)))
+	w.account(o.Type, int64(len(stored)))
 	if err := w.closeIfFull(); err != nil {
 		return err
 	}

@@ -22,13 +22,13 @@ type writerV3 struct {
 }
 
 func newWriterV3(d Device, opts WriterOptions) (*writerV3, error) {
-	if opts.NumMergeOps != 0 {
-		return nil, refuse(ErrRequest, "merge progress of a new version 3 file", 0, opts.NumMergeOps)
+	if opts.NumMergeOps != 0 && !opts.HeaderLast {
+		return nil, refuse(ErrRequest, "merge progress of a new version 3 file", "0, or the header to be written last", opts.NumMergeOps)
 	}
 	w := &writerV3{sink: newSink(d), batch: batchBlocks(opts), headerLast: opts.HeaderLast, h: Header{
 		Major: 3, HeaderSize: headerSizeV3, OpSize: opSizeV3, BlockSize: BlockSize, ScratchSize: opts.scratch(),
 		ResumePointMax: ResumePoints, OpCountMax: uint64(opts.OpCountMax),
-		Compression: opts.Compression, MaxCompression: uint32(max(opts.MaxUnit, BlockSize)),
+		Compression: opts.Compression, MaxCompression: uint32(max(opts.MaxUnit, BlockSize)), NumMergeOps: opts.NumMergeOps,
 	}}
 	if err := w.h.check(); err != nil {
 		err.(*Error).Kind = ErrRequest
@@ -80,7 +80,11 @@ func resumeV3(d Device, f *File, label uint64, opts WriterOptions) (Writer, erro
 
 func (w *writerV3) dataEnd() int64 { return w.h.dataOffset() + w.dataLen }
 
-func (w *writerV3) Size() Size { return Size{w.dataEnd(), w.h.OpCountMax} }
+// Size implements Writer.
+func (w *writerV3) Size() Size {
+	end := w.h.scratchEnd()
+	return Size{Bytes: w.dataEnd(), Header: end, Ops: w.h.dataOffset() - end, Data: w.dataLen, OpCountMax: w.h.OpCountMax}
+}
 
 // OpsLeft implements Writer. A table may be larger than what readers can
 // address.
@@ -247,6 +251,9 @@ func (w *writerV3) commit() error {
 func (w *writerV3) Finish() (int64, error) {
 	if err := w.flush(); err != nil {
 		return 0, err
+	}
+	if w.h.NumMergeOps > w.h.OpCount {
+		return 0, refuse(ErrRequest, "merge progress", fmt.Sprintf("at most the %d ops of the file", w.h.OpCount), w.h.NumMergeOps)
 	}
 	size := w.dataEnd()
 	if w.dataLen == 0 && w.h.OpCount < w.h.OpCountMax {
