@@ -34,6 +34,8 @@ object: {"event":"progress",…} at most five times a second, then the result.
 
 ` + cli.ExitCodes,
 		Example: `  cowtool create -o update.cow old.img new.img      # the difference
+  cowtool estimate old.img new.img                  # how large it will be
+  cowtool convert --format v2 -o v2.cow update.cow  # the same, in another form
   cowtool inspect update.cow                        # what is in it
   cowtool map -o update.png update.cow              # what it does to the partition
   cowtool check --base old.img --target new.img update.cow
@@ -42,7 +44,7 @@ object: {"event":"progress",…} at most five times a second, then the result.
 	}
 	root.PersistentFlags().BoolVar(&c.json, "json", false, "print a JSON object a line, for programs")
 	root.PersistentFlags().BoolVarP(&c.quiet, "quiet", "q", false, "no progress bar")
-	root.AddCommand(createCommand(c), inspectCommand(c), checkCommand(c), catCommand(c), mergeCommand(c), mapCommand(c))
+	root.AddCommand(createCommand(c), convertCommand(c), estimateCommand(c), inspectCommand(c), checkCommand(c), catCommand(c), mergeCommand(c), mapCommand(c))
 	return root
 }
 
@@ -55,6 +57,10 @@ func advice(err error) string {
 		return "give a file that cowtool create, or Android's tools, have made"
 	case errors.Is(err, cowfile.ErrTruncated):
 		return "make it again, or look at what is there with cowtool inspect"
+	case errors.Is(err, cowfile.ErrNoSpace):
+		return "make room, or a smaller COW: --compression zstd,19 --unit 256K; cowtool estimate tells how many bytes it takes"
+	case errors.Is(err, cow.ErrProgress):
+		return "finish it with cowtool merge, or convert the COW as it was before the merge; --ignore-progress takes this one for it"
 	case errors.Is(err, cow.ErrMismatch):
 		return "are the base and the target those that the COW was made from?"
 	}

@@ -16,6 +16,7 @@ type OutFile struct {
 	*os.File
 	path    string // where it belongs
 	inPlace bool
+	block   bool
 	done    bool
 }
 
@@ -26,8 +27,7 @@ func CreateOut(path string) (*OutFile, error) {
 	case err == nil && st.IsDir():
 		return nil, fmt.Errorf("%s is a folder: expected a file or a block device", path)
 	case err == nil && !st.Mode().IsRegular():
-		f, err := os.OpenFile(path, os.O_RDWR, 0)
-		return &OutFile{File: f, path: path, inPlace: true}, err
+		return openInPlace(path, st.Mode())
 	case err != nil && !errors.Is(err, os.ErrNotExist):
 		return nil, err
 	}
@@ -35,6 +35,21 @@ func CreateOut(path string) (*OutFile, error) {
 		return nil, err
 	}
 	return createBeside(path)
+}
+
+// openInPlace opens a device. A block device that is mounted, or that another
+// device lies on, is refused by the kernel.
+func openInPlace(path string, mode os.FileMode) (*OutFile, error) {
+	flags := os.O_RDWR
+	block := mode&os.ModeDevice != 0 && mode&os.ModeCharDevice == 0
+	if block {
+		flags |= os.O_EXCL
+	}
+	f, err := os.OpenFile(path, flags, 0)
+	if block && errors.Is(err, unix.EBUSY) {
+		return nil, fmt.Errorf("%w: it is mounted or part of another device: unmount it, or give another -o", err)
+	}
+	return &OutFile{File: f, path: path, inPlace: true, block: block}, err
 }
 
 // resolve finds the file behind a symbolic link, so that the link stays.
@@ -54,6 +69,9 @@ func createBeside(path string) (*OutFile, error) {
 	}
 	return &OutFile{File: f, path: path}, nil
 }
+
+// IsBlockDevice reports whether the output is one, and so has an end.
+func (o *OutFile) IsBlockDevice() bool { return o.block }
 
 // InPlace reports whether writes go straight to where they belong.
 func (o *OutFile) InPlace() bool { return o.inPlace }
