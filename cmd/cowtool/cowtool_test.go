@@ -167,6 +167,11 @@ func TestUsage(t *testing.T) {
 		"create -o @x --unit 3K @base @target", "create -o @x --unit 512K @base @target", "create -o @x --unit big @base @target",
 		"create -o @x --compression lzma @base @target", "create -o @x --compression zstd,high @base @target",
 		"create -o @x --workers -1 @base @target", "create -o @base @base @target",
+		"convert @cow", "convert -o @x", "convert -o @x @cow @cow", "convert -o @cow @cow", "convert -o @x --format v1 @cow", "convert -o @x --format v2 --unit 8K @cow",
+		"convert -o @x --unit 0 @cow", "convert -o @x --unit 512K @cow", "convert -o @x --compression lzma @cow", "convert -o @x --compression gz,99 @cow", "convert -o @x --workers -1 @cow",
+		"convert -o @base --base @base @cow", "convert -o @x --base @base --ignore-progress @cow",
+		"estimate", "estimate @base", "estimate --cow @cow @base @target", "estimate --cow @cow --no-xor", "estimate --no-scratch @base @target", "estimate --ignore-progress @base @target",
+		"estimate --format v2 --unit 64K @base @target", "estimate --cow @cow --compression zstd,high", "estimate --format= @base @target",
 		"inspect", "inspect --order sideways @cow", "inspect --block -1 @cow", "inspect --block 4294967296 @cow",
 		"check --target @target @cow", "check --base @base --target @target --sha256 00 @cow", "check --base @base --sha256 12 @cow",
 		"cat @cow", "cat --base @base @cow", "cat --base @base -o - --json @cow", "cat --base @base -o @cow @cow",
@@ -186,6 +191,8 @@ func TestFailures(t *testing.T) {
 	b.write("small", make([]byte, 4096))
 	for _, line := range []string{
 		"create -o @x @base @nosuch", "create -o @x @nosuch @target", "create -o @x @base @odd", "create -o @nosuch/x @base @target", "create -o @. @base @target",
+		"convert -o @x @base", "convert -o @x @nosuch", "convert -o @nosuch/x @cow", "convert -o @x --base @small @cow",
+		"estimate @base @odd", "estimate @base @nosuch", "estimate --cow @base", "estimate --cow @nosuch",
 		"inspect @nosuch", "inspect @base", "inspect @.", "check @base", "cat --base @small -o @x @cow", "cat --base @base --size 4096 -o @x @cow",
 		"merge --base @small @cow", "merge --base @nosuch @cow", "map -o @x.png @base",
 	} {
@@ -356,7 +363,7 @@ func TestFont(t *testing.T) {
 
 func TestHelp(t *testing.T) {
 	b := newBox(t)
-	for _, command := range []string{"", "create", "inspect", "check", "cat", "merge", "map"} {
+	for _, command := range []string{"", "create", "convert", "estimate", "inspect", "check", "cat", "merge", "map"} {
 		if out := b.run(command + " --help"); !strings.Contains(out, "Examples:") {
 			t.Errorf("%s: expected examples in %q", command, out)
 		}
@@ -367,8 +374,12 @@ func TestHelp(t *testing.T) {
 	if out := b.run("completion bash"); !strings.Contains(out, "cowtool") {
 		t.Error("expected a completion script")
 	}
-	if _, out, _ := b.try("__complete create --unit 6"); !strings.Contains(out, "64K") {
-		t.Errorf("expected 64K to be offered, found %q", out)
+	for _, command := range []string{"create", "convert", "estimate"} {
+		for flag, want := range map[string]string{"--unit 6": "64K", "--format v": "v2", "--compression zs": "zstd,19"} {
+			if _, out, _ := b.try("__complete " + command + " " + flag); !strings.Contains(out, want) {
+				t.Errorf("%s %s: expected %s to be offered, found %q", command, flag, want, out)
+			}
+		}
 	}
 }
 
