@@ -63,8 +63,9 @@ type ConvertStats struct {
 // A COW that is partly merged is refused (ErrProgress), unless its progress is
 // to be ignored; one that is completely merged remains so.
 //
-// It holds the index of package cowfile, at most 11 MiB and a compressor a
-// worker, and 4 MiB, whatever the size of Cow.
+// Whatever the size of Cow, it holds the index of package cowfile, for each
+// worker a compressor and at most 16 MiB, most of it the ops on their way and
+// what they are made from, and 4 MiB for what is to be written.
 func Convert(ctx context.Context, out io.WriterAt, o ConvertOptions) (ConvertStats, error) {
 	var a arena
 	defer a.close()

@@ -1,6 +1,7 @@
 // Package cow is the snapshot: base + cow, read as one device and merged.
 //
 //	Build   base image + target image → COW file
+//	Convert COW file → COW file of another form
 //	Writer  requests of an installer → COW file, continued after a crash
 //	Open    base + COW → Snapshot: ReadAt gives the target's contents
 //	Merge   writes the target into the base, through any number of power cuts

@@ -34,7 +34,7 @@ only read. A merge that has begun is taken into account, also one that was
 interrupted.
 
 OUT is a file (which appears when it is complete, with holes where there are
-zeros), a block device, or - for standard output. The size is BASE's, or larger
+zeros), a block device that nobody has mounted, or - for standard output. The size is BASE's, or larger
 if the COW covers more; --size sets it.`,
 		Example: `  cowtool cat --base old.img -o new.img update.cow
   cowtool cat --base /dev/sda3 -o - update.cow | sha256sum`,
