@@ -104,7 +104,7 @@ func defaultUnit(version int) int {
 
 func checkUnit(u, version int) error {
 	if u < blockSize || u > cowfile.MaxUnit || u&(u-1) != 0 || version < 3 && u > blockSize {
-		return fmt.Errorf("%w: unit: expected a power of two from %d to %d (version 2: %d), found %d", ErrSize, blockSize, cowfile.MaxUnit, blockSize, u)
+		return fmt.Errorf("%w: unit: expected a power of two from %d to %d (in version 2: %d, larger ones need version 3), found %d", ErrSize, blockSize, cowfile.MaxUnit, blockSize, u)
 	}
 	return nil
 }

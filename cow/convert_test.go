@@ -184,7 +184,7 @@ func TestConvertOfBuild(t *testing.T) {
 	}
 }
 
-// Without options, everything stays as it was; only version 1 becomes 2.
+// Without options, everything stays as it was.
 func TestConvertDefaults(t *testing.T) {
 	base, target := pair(8)
 	for _, own := range []form{{2, cowfile.GZ, blockSize}, {3, cowfile.Zstd, 128 << 10}} {
@@ -196,6 +196,63 @@ func TestConvertDefaults(t *testing.T) {
 	cow, _ := build(t, base, target, BuildOptions{Version: 2, Compression: cowfile.GZ})
 	up, _ := convert(t, cow, ConvertOptions{Version: 3})
 	isForm(t, up, form{3, cowfile.GZ, 64 << 10})
+}
+
+// Version 1 has no scratch area; it becomes version 2.
+func TestConvertVersion1(t *testing.T) {
+	out := &growMem{}
+	w, err := cowfile.NewWriter(cowfile.WriteOnly(out), cowfile.WriterOptions{Version: 2, NoScratch: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range []cowfile.Op{{Type: cowfile.OpCopy, NewBlock: 1, Source: 0}, {Type: cowfile.OpZero, NewBlock: 0}} {
+		if err := w.Add(o, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := w.Finish(); err != nil {
+		t.Fatal(err)
+	}
+	const headerV1, headerV2 = 34, 38
+	v1 := append(bytes.Clone(out.b[:headerV1]), out.b[headerV2:]...)
+	v1[8], v1[12] = 1, headerV1
+	base := bytes.Repeat([]byte("old contents of a block."), 2*blockSize/24+1)[:2*blockSize]
+	up, _ := convert(t, v1, ConvertOptions{})
+	isForm(t, up, form{2, cowfile.None, blockSize})
+	gives(t, up, base, append(make([]byte, blockSize), base[:blockSize]...))
+}
+
+// Blocks have 32 bits, and the last of them can be in a unit.
+func TestConvertLastBlocks(t *testing.T) {
+	out := &growMem{}
+	w, err := cowfile.NewWriter(cowfile.WriteOnly(out), cowfile.WriterOptions{Version: 3, Compression: cowfile.LZ4, MaxUnit: 32 << 10, OpCountMax: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	unit := bytes.Repeat([]byte("last"), 32<<10/4)
+	stored, c, err := encoder(t, 3, cowfile.LZ4, 0, 32<<10).Encode(unit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range []cowfile.Op{{Type: cowfile.OpReplace, NewBlock: 1<<32 - 8, Factor: 3, Compression: c}, {Type: cowfile.OpZero, NewBlock: 1<<32 - 9}} {
+		if o.Type == cowfile.OpZero {
+			stored = nil
+		}
+		if err := w.Add(o, stored); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := w.Finish(); err != nil {
+		t.Fatal(err)
+	}
+	small, stats := convert(t, out.b, ConvertOptions{MaxUnit: blockSize})
+	if f := open(t, small); stats.Zero != 1 || stats.Replace != 8 || f.Op(8).NewBlock != 1<<32-1 {
+		t.Errorf("expected a zero op and 8 replace ops, found %+v", stats)
+	}
+	back, _ := convert(t, small, ConvertOptions{MaxUnit: 32 << 10})
+	if canonical, _ := convert(t, out.b, ConvertOptions{}); !bytes.Equal(back, canonical) {
+		t.Error("there and back: another file")
+	}
 }
 
 // readCounter counts how often each byte is read.

@@ -54,7 +54,7 @@ takes its place. OUT may be a block device, as for cowtool create.`,
 	}
 	outFlag(cmd, &o.out, "the COW to write")
 	baseFlag(cmd, &o.base, "the partition as it is; compares what both COWs make of it")
-	o.form.flags(cmd, "", "", 0)
+	o.form.flags(cmd, "as in IN.cow")
 	o.ownFlags(cmd)
 	workersFlag(cmd, &o.workers)
 	return cmd

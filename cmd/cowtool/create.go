@@ -22,7 +22,7 @@ type create struct {
 }
 
 func createCommand(c *common) *cobra.Command {
-	o := create{common: c}
+	o := create{common: c, form: createForm}
 	cmd := &cobra.Command{
 		Use:   "create -o OUT.cow BASE TARGET",
 		Short: "Make the COW that turns BASE into TARGET",
@@ -48,7 +48,7 @@ small is refused. How much a COW takes, cowtool estimate tells beforehand.`,
 		},
 	}
 	outFlag(cmd, &o.out, "the COW to write")
-	o.form.flags(cmd, "lz4", "v3", 64<<10)
+	o.form.flags(cmd, "")
 	noXorFlag(cmd, &o.noXor)
 	workersFlag(cmd, &o.workers)
 	return cmd

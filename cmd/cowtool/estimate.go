@@ -28,7 +28,7 @@ it takes as long. A block device of so many bytes is large enough.`,
 		Example: `  cowtool estimate old.img new.img
   cowtool estimate --compression zstd,9 --unit 128K old.img new.img
   cowtool estimate --cow update.cow --format v2 --compression gz
-  truncate -s "$(cowtool estimate --json old.img new.img | tail -n 1 | jq .cow_size)" update.cow`,
+  cowtool estimate --json old.img new.img | tail -n 1 | jq .cow_size`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if o.cow != "" {
 				return cli.Args()(cmd, args)
@@ -40,9 +40,9 @@ it takes as long. A block device of so many bytes is large enough.`,
 			return o.run(cmd.Context(), c.output(cmd), args)
 		},
 	}
-	cmd.Flags().StringVar(&o.cow, "cow", "", "the COW that is to be converted")
+	cmd.Flags().StringVar(&o.cow, "cow", "", "`FILE`, the COW that is to be converted")
 	_ = cmd.MarkFlagFilename("cow")
-	o.convert.form.flags(cmd, "", "", 0)
+	o.convert.form.flags(cmd, "that of create or convert")
 	noXorFlag(cmd, &o.create.noXor)
 	o.convert.ownFlags(cmd)
 	workersFlag(cmd, &o.convert.workers)
@@ -67,8 +67,7 @@ func (o *estimate) ofCreate(ctx context.Context, out cli.Output, base, target st
 	if o.convert.noScratch || o.convert.ignoreProgress {
 		return cow.Contents{}, cli.Usagef("--no-scratch and --ignore-progress are for conversions: give --cow too")
 	}
-	o.create.form, o.create.workers = o.convert.form, o.convert.workers
-	o.create.form.complete("lz4", "v3", 64<<10)
+	o.create.form, o.create.workers = o.convert.form.or(createForm), o.convert.workers
 	build, err := o.create.options()
 	if err != nil {
 		return cow.Contents{}, err

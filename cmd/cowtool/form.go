@@ -19,30 +19,36 @@ type form struct {
 	given       func(flag string) bool
 }
 
-// flags adds the flags. An empty default is for the command to explain.
-func (f *form) flags(cmd *cobra.Command, compression, format string, unit cli.Size) {
-	f.unit = unit
+// flags adds the flags. Without defaults, otherwise says what holds.
+func (f *form) flags(cmd *cobra.Command, otherwise string) {
+	if otherwise != "" {
+		otherwise = " (default " + otherwise + ")"
+	}
 	flags := cmd.Flags()
 	f.given = flags.Changed
-	flags.StringVar(&f.compression, "compression", compression, "`ALGORITHM[,LEVEL]`: none, gz, brotli, lz4 or zstd")
-	flags.StringVar(&f.format, "format", format, "v3 or v2")
-	flags.Var(&f.unit, "unit", "largest piece that is compressed as one: 4K, 8K, … 256K")
+	flags.StringVar(&f.compression, "compression", f.compression, "`ALGORITHM[,LEVEL]`: none, gz, brotli, lz4 or zstd"+otherwise)
+	flags.StringVar(&f.format, "format", f.format, "v3 or v2"+otherwise)
+	flags.Var(&f.unit, "unit", "largest piece that is compressed as one: 4K, 8K, … 256K"+otherwise)
 	values(cmd, "compression", "none", "gz", "brotli", "lz4", "lz4,9", "zstd", "zstd,9", "zstd,19")
 	values(cmd, "format", "v3", "v2")
 	values(cmd, "unit", "4K", "8K", "16K", "32K", "64K", "128K", "256K")
 }
 
-// complete sets what was not given.
-func (f *form) complete(compression, format string, unit cli.Size) {
+// createForm is what cowtool create makes unless it is told otherwise.
+var createForm = form{compression: "lz4", format: "v3", unit: 64 << 10}
+
+// or sets what was not given.
+func (f form) or(defaults form) form {
 	if !f.given("compression") {
-		f.compression = compression
+		f.compression = defaults.compression
 	}
 	if !f.given("format") {
-		f.format = format
+		f.format = defaults.format
 	}
 	if !f.given("unit") {
-		f.unit = unit
+		f.unit = defaults.unit
 	}
+	return f
 }
 
 // parsedForm is a form that has been checked. What was left out is zero.

@@ -556,3 +556,65 @@ func TestWriterTableTooLarge(t *testing.T) {
 		}
 	}
 }
+
+// A size is the sum of its causes, at any time and in every layout; data are
+// what the ops have stored.
+func TestSizeByCause(t *testing.T) {
+	for _, o := range []WriterOptions{
+		{Version: 2}, {Version: 2, ClusterOps: 3, Batch: true}, {Version: 2, ClusterOps: Unclustered, NoScratch: true}, {Version: 3, OpCountMax: 100},
+	} {
+		w, err := NewEstimator(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if o.ClusterOps != Unclustered {
+			if err := w.Sequence([]uint32{1, 2, 3}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		header := map[int]int64{2: 38, 3: 78}[o.Version] + int64(o.scratch())
+		for n := range 10 {
+			s := w.Size()
+			if s.Bytes != s.Header+s.Ops+s.Data || s.Header != header || s.Data != int64(n/2*BlockSize) {
+				t.Errorf("%+v: after %d ops: found %+v", o, n, s)
+			}
+			op := Op{Type: OpZero, NewBlock: uint32(n)}
+			var stored []byte
+			if n%2 > 0 {
+				op.Type, stored = OpReplace, make([]byte, BlockSize)
+			}
+			if err := w.Add(op, stored); err != nil {
+				t.Fatal(err)
+			}
+		}
+		size, err := w.Finish()
+		if err != nil || size != w.Size().Bytes {
+			t.Errorf("%+v: expected %d bytes, found %d, %v", o, w.Size().Bytes, size, err)
+		}
+	}
+}
+
+// Version 3 can begin with progress only if no header is written before the ops
+// that it counts.
+func TestProgressOfNewV3(t *testing.T) {
+	o := WriterOptions{Version: 3, OpCountMax: 2, NumMergeOps: 2}
+	if _, err := NewEstimator(o); !errors.Is(err, ErrRequest) {
+		t.Errorf("header first: expected ErrRequest, found %v", err)
+	}
+	o.HeaderLast = true
+	w, err := NewEstimator(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range uint32(2) {
+		if _, err := w.Finish(); !errors.Is(err, ErrRequest) {
+			t.Errorf("%d ops of 2: expected ErrRequest, found %v", n, err)
+		}
+		if err := w.Add(Op{Type: OpZero, NewBlock: n}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := w.Finish(); err != nil {
+		t.Error(err)
+	}
+}
