@@ -31,6 +31,10 @@ type BuildOptions struct {
 	// MaxUnit is the largest unit in bytes, a power of two from 4 KiB to
 	// 256 KiB; 0 means 64 KiB, or 4 KiB in version 2.
 	MaxUnit int
+	// ScratchSize is the size of the scratch area in bytes, a multiple of
+	// 64 KiB; 0 means 2 MiB. The COW grows by it, and merges of overlapping
+	// moves get faster.
+	ScratchSize uint32
 	// NoXor makes do without xor ops, for devices that do not know them.
 	NoXor bool
 	// Workers is the number of goroutines that hash and compress; 0 means

@@ -15,6 +15,7 @@ func (b *builder) emit(ctx context.Context, out io.WriterAt) error {
 	total := len(b.order) + len(units)
 	e, err := newEmission(out, cowfile.WriterOptions{
 		Version: b.o.Version, Compression: b.o.Compression, MaxUnit: b.o.MaxUnit, OpCountMax: uint32(total),
+		ScratchSize: b.o.ScratchSize,
 	})
 	if err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"testing"
 
+	"cowbird/formats/compress"
 	"cowbird/formats/cowfile"
 
 	"pgregory.net/rapid"
@@ -256,6 +257,17 @@ var transforms = []struct {
 	apply func(cow []byte, f format) ([]byte, error)
 }{
 	{"as written", func(cow []byte, _ format) ([]byte, error) { return cow, nil }},
+	{"converted", func(cow []byte, f format) ([]byte, error) {
+		comp := (f.comp + 1) % (cowfile.Zstd + 1)
+		out := &growMem{}
+		_, err := Convert(context.Background(), out, ConvertOptions{
+			Cow: newMem(cow), Version: 5 - f.version, Compression: &comp, Workers: 1,
+			NewCompressor: func(c cowfile.Compression, maxUnit int) (func(dst, unit []byte) ([]byte, error), error) {
+				return compress.New(c.String(), min(c.DefaultLevel(), 5), maxUnit)
+			},
+		})
+		return out.b, err
+	}},
 }
 
 // checkWays takes all the ways over one format.

@@ -175,7 +175,7 @@ func TestUsage(t *testing.T) {
 		"inspect", "inspect --order sideways @cow", "inspect --block -1 @cow", "inspect --block 4294967296 @cow",
 		"check --target @target @cow", "check --base @base --target @target --sha256 00 @cow", "check --base @base --sha256 12 @cow",
 		"cat @cow", "cat --base @base @cow", "cat --base @base -o - --json @cow", "cat --base @base -o @cow @cow",
-		"merge @cow", "merge --base @base --rate fast @cow", "merge --base @base --batch 1000 @cow", "merge --base @base --nice -1 @cow", "map @cow", "map -o @m.gif @cow",
+		"merge @cow", "create --scratch 100K -o @o @base @target", "estimate --scratch 1G @base @target", "estimate --scratch 4M --cow @cow", "merge --base @base --rate fast @cow", "merge --base @base --batch 1000 @cow", "merge --base @base --nice -1 @cow", "map @cow", "map -o @m.gif @cow",
 	} {
 		code, out, errs := b.try(line)
 		if code != 2 || out != "" || !strings.HasPrefix(errs, "cowtool: ") || strings.Count(errs, "\n") != 1 || !strings.Contains(errs, "--help") {

@@ -18,6 +18,7 @@ type create struct {
 	out     string
 	form    form
 	noXor   bool
+	scratch cli.Size
 	workers int
 }
 
@@ -50,6 +51,7 @@ small is refused. How much a COW takes, cowtool estimate tells beforehand.`,
 	outFlag(cmd, &o.out, "the COW to write")
 	o.form.flags(cmd, "")
 	noXorFlag(cmd, &o.noXor)
+	scratchFlag(cmd, &o.scratch)
 	workersFlag(cmd, &o.workers)
 	return cmd
 }
@@ -58,13 +60,29 @@ func noXorFlag(cmd *cobra.Command, noXor *bool) {
 	cmd.Flags().BoolVar(noXor, "no-xor", false, "no xor ops, for daemons that do not know them")
 }
 
+func scratchFlag(cmd *cobra.Command, scratch *cli.Size) {
+	*scratch = cowfile.DefaultScratch
+	cmd.Flags().Var(scratch, "scratch", "scratch area in the COW; a larger one merges overlapping moves faster")
+}
+
+// checkScratch checks what was typed for the scratch area.
+func checkScratch(scratch cli.Size) error {
+	if scratch <= 0 || scratch > cowfile.MaxScratch || scratch%(64<<10) != 0 {
+		return cli.Usagef("--scratch: expected a multiple of 64K, at most %s, found %s", cli.Bytes(cowfile.MaxScratch), scratch.String())
+	}
+	return nil
+}
+
 // options checks what was typed.
 func (o *create) options() (cow.BuildOptions, error) {
 	f, err := o.form.parse()
+	if err == nil {
+		err = checkScratch(o.scratch)
+	}
 	if err != nil {
 		return cow.BuildOptions{}, err
 	}
-	b := cow.BuildOptions{Version: f.version, Compression: f.compression, MaxUnit: f.unit, NoXor: o.noXor, Workers: o.workers}
+	b := cow.BuildOptions{Version: f.version, Compression: f.compression, MaxUnit: f.unit, NoXor: o.noXor, Workers: o.workers, ScratchSize: uint32(o.scratch)}
 	b.NewCompressor = func() (func(dst, unit []byte) ([]byte, error), error) { return f.compressor(f.compression, f.unit) }
 	return b, checkWorkers(o.workers)
 }

@@ -8,6 +8,7 @@ import (
 
 	"cowbird/cmd/internal/cli"
 	"cowbird/cow"
+	"cowbird/formats/cowfile"
 )
 
 type estimate struct {
@@ -44,6 +45,7 @@ it takes as long. A block device of so many bytes is large enough.`,
 	_ = cmd.MarkFlagFilename("cow")
 	o.convert.form.flags(cmd, "that of create or convert")
 	noXorFlag(cmd, &o.create.noXor)
+	scratchFlag(cmd, &o.create.scratch)
 	o.convert.ownFlags(cmd)
 	workersFlag(cmd, &o.convert.workers)
 	return cmd
@@ -87,6 +89,9 @@ func (o *estimate) ofCreate(ctx context.Context, out cli.Output, base, target st
 func (o *estimate) ofConvert(ctx context.Context, out cli.Output) (cow.Contents, error) {
 	if o.create.noXor {
 		return cow.Contents{}, cli.Usagef("--no-xor: a conversion keeps the ops that there are: leave --no-xor or --cow out")
+	}
+	if o.create.scratch != cowfile.DefaultScratch {
+		return cow.Contents{}, cli.Usagef("--scratch: a conversion writes the usual area: leave --scratch or --cow out")
 	}
 	options, err := o.convert.options()
 	if err != nil {

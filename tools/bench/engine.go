@@ -106,7 +106,7 @@ func (b *bench) mappedRow(name, base, path string, most float64) error {
 		return err
 	}
 	time.Sleep(b.settle())
-	f, err := observe(d.pid(), time.Second)
+	f, err := observe(d.pid())
 	if err != nil {
 		return err
 	}
@@ -365,7 +365,7 @@ func (b *bench) peak() error {
 		return err
 	}
 	time.Sleep(b.settle())
-	before, err := observe(d.pid(), 0)
+	before, err := observe(d.pid())
 	if err != nil {
 		return err
 	}
@@ -380,7 +380,7 @@ func (b *bench) peak() error {
 		return err
 	}
 	time.Sleep(5 * time.Second)
-	after, err := observe(d.pid(), 0)
+	after, err := observe(d.pid())
 	if err != nil {
 		return err
 	}

@@ -75,28 +75,22 @@ func (s *server) until(what string, ready func() bool) error {
 	return fmt.Errorf("%s: expected %s within 15 s: %s", filepath.Base(s.cmd.Path), what, lastLine(s.log.String()))
 }
 
-// footprint is what a process holds and does.
+// footprint is what a process holds.
 type footprint struct {
 	rss, anonymous, privateDirty int64 // bytes
 	threads                      int
-	wakeups                      int64 // voluntary context switches in the window
 }
 
-// observe reads the memory of a process and counts its wake-ups in a window.
-func observe(pid int, window time.Duration) (f footprint, err error) {
+// observe reads the memory of a process and counts its threads.
+func observe(pid int) (f footprint, err error) {
 	rollup, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
 	if err != nil {
 		return f, err
 	}
 	kb := fields(rollup)
 	f.rss, f.anonymous, f.privateDirty = kb["Rss"]<<10, kb["Anonymous"]<<10, kb["Private_Dirty"]<<10
-	before, err := switches(pid)
-	if err != nil {
-		return f, err
-	}
-	time.Sleep(window)
-	after, err := switches(pid)
-	f.wakeups, f.threads = wakeups(before, after), len(after)
+	tasks, err := switches(pid)
+	f.threads = len(tasks)
 	return f, err
 }
 
