@@ -26,7 +26,10 @@ type Progress struct {
 	BytesWritten int64  `json:"bytes_written"` // of the blocks that the ops cover
 	BytesTotal   int64  `json:"bytes_total"`
 	Paused       bool   `json:"paused"`
-	Err          error  `json:"-"` // of the last merge, if it failed
+	// Left is how long the rest takes at the rate of this merge so far; 0
+	// when that is not known.
+	Left time.Duration `json:"left_ns"`
+	Err  error         `json:"-"` // of the last merge, if it failed
 }
 
 // Progress tells how far the merge is.
@@ -39,6 +42,9 @@ func (s *Snapshot) Progress() Progress {
 	}
 	running, paused, err := s.merge.state()
 	p.Paused = paused
+	if running && !paused {
+		p.Left = s.merge.left(p.BytesWritten, p.BytesTotal)
+	}
 	switch {
 	case s.complete:
 		p.Status = StatusComplete
@@ -65,6 +71,9 @@ type mergeControl struct {
 	resumed chan struct{} // closed and renewed by each Resume
 	pausing chan struct{} // closed by Pause, renewed by Resume
 	err     error
+
+	began     time.Time // the merge, or its last resumption
+	beganWith int64     // bytes that were written then
 }
 
 func (c *mergeControl) init() { c.resumed, c.pausing = make(chan struct{}), make(chan struct{}) }
@@ -76,14 +85,34 @@ func (c *mergeControl) interrupt() <-chan struct{} {
 	return c.pausing
 }
 
-func (c *mergeControl) begin() bool {
+// begin notes that a merge begins with so many bytes written, unless one is
+// running.
+func (c *mergeControl) begin(written int64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.running {
 		return false
 	}
 	c.running, c.err = true, nil
+	c.began, c.beganWith = time.Now(), written
 	return true
+}
+
+// goOn notes that a merge that was paused goes on.
+func (c *mergeControl) goOn(written int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.began, c.beganWith = time.Now(), written
+}
+
+// left is how long writing the rest of total bytes will take.
+func (c *mergeControl) left(written, total int64) time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if done := written - c.beganWith; done > 0 {
+		return time.Duration(float64(total-written) / float64(done) * float64(time.Since(c.began)))
+	}
+	return 0
 }
 
 func (c *mergeControl) end(err error) {

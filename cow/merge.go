@@ -82,7 +82,7 @@ const (
 // and the error is ctx.Err(). Any other error leaves the snapshot serving; the
 // next call tries again from the last commit.
 func (s *Snapshot) Merge(ctx context.Context, o MergeOptions) (MergeStats, error) {
-	if !s.merge.begin() {
+	if !s.merge.begin(s.bytes.written.Load()) {
 		return MergeStats{}, ErrMerging
 	}
 	h := s.file.Header()
@@ -138,6 +138,7 @@ func (m *merger) run(ctx context.Context) error {
 func (m *merger) mergeUntilPaused(ctx context.Context) (err error) {
 	defer faultToError(debug.SetPanicOnFault(true), &err)
 	s := m.s
+	s.merge.goOn(s.bytes.written.Load())
 	if s.window != nil {
 		if err := m.finishWindow(ctx); err != nil {
 			return err

@@ -199,6 +199,26 @@ func TestPauseInterruptsThrottle(t *testing.T) {
 	}
 }
 
+// The time that is left follows from what this merge has written, not from what
+// earlier ones had.
+func TestTimeLeft(t *testing.T) {
+	var c mergeControl
+	c.init()
+	if !c.begin(500) {
+		t.Fatal("expected the merge to begin")
+	}
+	if got := c.left(500, 1000); got != 0 {
+		t.Errorf("before anything is written: expected nothing known, found %v", got)
+	}
+	c.began = c.began.Add(-10 * time.Second)
+	if got := c.left(600, 1000); got < 40*time.Second || got > 50*time.Second {
+		t.Errorf("100 bytes in 10 s: expected 40 s for 400, found %v", got)
+	}
+	if got := c.left(1000, 1000); got != 0 {
+		t.Errorf("at the end: found %v", got)
+	}
+}
+
 // Batches are as long as what the storage takes in batchTime.
 func TestPace(t *testing.T) {
 	p := pace{most: 4096}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -131,6 +132,9 @@ func printDetails(w io.Writer, s control.Status) error {
 	row("size", "%s (%d bytes)", cli.Bytes(s.Size), s.Size)
 	row("merged", "%.1f %%: %d of %d ops, %d of them ordered", s.Percent, s.MergedOps, s.TotalOps, s.OrderedOps)
 	row("written", "%s of %s", cli.Bytes(s.BytesWritten), cli.Bytes(s.BytesTotal))
+	if s.SecondsLeft > 0 {
+		row("left", "about %v", time.Duration(s.SecondsLeft)*time.Second)
+	}
 	if s.Rate > 0 {
 		row("rate", "at most %s/s", cli.Bytes(s.Rate))
 	}

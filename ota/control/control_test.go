@@ -74,7 +74,7 @@ func TestFormat(t *testing.T) {
 func TestStatusText(t *testing.T) {
 	s := Status{
 		Name: "system", State: StateMerging, Device: "/dev/loop1", Carrier: "fuse", Base: "/b=1", Cow: `/c\n`, Source: "/s", Size: 1 << 40,
-		Percent: 12.5, MergedOps: 1, TotalOps: 8, OrderedOps: 3, BytesWritten: 4096, BytesTotal: 8192, ReadErrors: 2, Rate: 5, Queued: true, Paused: true,
+		Percent: 12.5, MergedOps: 1, TotalOps: 8, OrderedOps: 3, BytesWritten: 4096, BytesTotal: 8192, SecondsLeft: 9, ReadErrors: 2, Rate: 5, Queued: true, Paused: true,
 		Error: "two\nlines \\",
 	}
 	v := reflect.ValueOf(s)

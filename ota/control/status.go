@@ -30,9 +30,10 @@ type Status struct {
 	OrderedOps   int64   `json:"ordered_ops"`
 	BytesWritten int64   `json:"bytes_written"`
 	BytesTotal   int64   `json:"bytes_total"`
-	ReadErrors   int64   `json:"read_errors"` // requests of the device that failed
-	Rate         int64   `json:"rate"`        // bytes a second; 0: no limit
-	Queued       bool    `json:"queued"`      // the merge waits for others
+	SecondsLeft  int64   `json:"seconds_left"` // of the merge at its rate so far; 0: not known
+	ReadErrors   int64   `json:"read_errors"`  // requests of the device that failed
+	Rate         int64   `json:"rate"`         // bytes a second; 0: no limit
+	Queued       bool    `json:"queued"`       // the merge waits for others
 	Paused       bool    `json:"paused"`
 	Error        string  `json:"error,omitempty"` // of the last merge or of the device
 }
@@ -57,7 +58,7 @@ func (s *Status) fields() []field {
 		{"base", &s.Base}, {"cow", &s.Cow}, {"source", &s.Source}, {"size", &s.Size},
 		{"percent", &s.Percent}, {"merged_ops", &s.MergedOps}, {"total_ops", &s.TotalOps},
 		{"ordered_ops", &s.OrderedOps}, {"bytes_written", &s.BytesWritten}, {"bytes_total", &s.BytesTotal},
-		{"read_errors", &s.ReadErrors}, {"rate", &s.Rate}, {"queued", &s.Queued}, {"paused", &s.Paused}, {"error", &s.Error},
+		{"seconds_left", &s.SecondsLeft}, {"read_errors", &s.ReadErrors}, {"rate", &s.Rate}, {"queued", &s.Queued}, {"paused", &s.Paused}, {"error", &s.Error},
 	}
 }
 

@@ -147,7 +147,7 @@ func (s *Server) status(n *snap) control.Status {
 		Size: n.snapshot.Size(), Percent: control.Percent(p.MergedOps, p.TotalOps),
 		MergedOps: int64(p.MergedOps), TotalOps: int64(p.TotalOps), OrderedOps: int64(p.OrderedOps),
 		BytesWritten: p.BytesWritten, BytesTotal: p.BytesTotal, ReadErrors: n.backend.failed.Load(),
-		Rate: n.rate, Queued: n.phase == queued, Paused: n.paused,
+		SecondsLeft: int64(p.Left.Round(time.Second) / time.Second), Rate: n.rate, Queued: n.phase == queued, Paused: n.paused,
 	}
 	if n.phase != idle && p.Status != cow.StatusComplete {
 		t.State = control.StateMerging
