@@ -142,9 +142,9 @@ func NewEstimator(opts WriterOptions) (Writer, error) {
 
 // OpenWriter continues the COW in d, which is size bytes long, at a label.
 // Whatever stands behind the label is gone, durably, when OpenWriter returns;
-// it may be anything. The header decides about everything that opts could say,
-// except Compression, which must be the file's, and Batch and (version 3)
-// ClusterOps.
+// it may be anything. A file whose merge has begun is refused. The header
+// decides about everything that opts could say, except Compression, which must
+// be the file's, and Batch and (version 3) ClusterOps.
 func OpenWriter(d Device, size int64, label uint64, opts WriterOptions) (Writer, error) {
 	f, err := Open(d, size, &Options{Label: &label})
 	if err != nil {
@@ -152,6 +152,9 @@ func OpenWriter(d Device, size int64, label uint64, opts WriterOptions) (Writer,
 	}
 	if c := f.Compression(); c != opts.Compression && (c != None || f.h.Major > 2) {
 		return nil, refuse(ErrRequest, "compression of the file to continue", opts.Compression, c)
+	}
+	if n := f.h.NumMergeOps; n > 0 {
+		return nil, refuse(ErrRequest, "merge progress of the file to continue", "none", n)
 	}
 	if f.h.Major < 3 {
 		return resumeV2(d, f, label, opts)
