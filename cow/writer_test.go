@@ -17,6 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cowbird/formats/cowfile"
+
+	"cowbird/tools/fixture"
 )
 
 // written is a COW in the making and the target that the same requests make,
@@ -863,7 +865,7 @@ func TestWriteToBlockDevice(t *testing.T) {
 func TestWriteFileSystemFull(t *testing.T) {
 	dir := t.TempDir()
 	if err := unix.Mount("none", dir, "tmpfs", 0, "size=3m"); err != nil {
-		t.Skipf("no small file system can be mounted: %v", err)
+		fixture.Missing(t, "no small file system can be mounted: %v", err)
 	}
 	defer unix.Unmount(dir, unix.MNT_DETACH)
 	path := filepath.Join(dir, "x.cow")
