@@ -64,7 +64,8 @@ type File struct {
 
 // Open reads the COW in r, which is size bytes long (for a block device, the
 // device's size), and checks everything that can be checked without the base
-// and without decoding data.
+// and without decoding data. It takes at most three bytes of memory a byte of
+// the file, and 4 KiB, mapped regions counted as memory.
 func Open(r io.ReaderAt, size int64, opts *Options) (*File, error) {
 	h, err := ReadHeader(r, size)
 	if err != nil {

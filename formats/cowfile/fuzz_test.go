@@ -30,7 +30,8 @@ func seeds(f *testing.F, version int) {
 	}
 }
 
-func smallFile(f *testing.F, o WriterOptions, sequence bool) []byte {
+func smallFile(f testing.TB, o WriterOptions, sequence bool) []byte {
+	f.Helper()
 	var d file
 	w, err := NewWriter(&d, o)
 	add := func(op Op, unit []byte) {
@@ -94,8 +95,18 @@ func FuzzClusters(f *testing.F) {
 }
 
 func openAndUse(t *testing.T, b []byte) {
+	open(t, b)
+	for _, label := range []uint64{0, 1} {
+		if f, err := Open(bytes.NewReader(b), int64(len(b)), &Options{Label: &label}); err == nil {
+			continueAt(t, f, b, label)
+		}
+	}
+}
+
+// open does with a file, if it opens, all that only reads.
+func open(t *testing.T, b []byte) {
 	used := 0
-	limit := 3*len(b) + 4096
+	limit := 3*len(b) + 4096 // as Open promises
 	opts := Options{Alloc: func(n int) ([]byte, error) {
 		if used += n; used > limit {
 			t.Fatalf("%d bytes asked for a file of %d", used, len(b))
@@ -104,13 +115,10 @@ func openAndUse(t *testing.T, b []byte) {
 	}}
 	r := bytes.NewReader(b)
 	_ = WalkRaw(r, int64(len(b)), func(RawOp) bool { return true })
-	for _, label := range []uint64{0, 1} {
-		opts := opts
-		opts.Label = &label
-		if f, err := Open(r, int64(len(b)), &opts); err == nil {
-			continueAt(t, f, b, label)
-		}
-	}
+	label := uint64(1)
+	atLabel := opts
+	atLabel.Label = &label
+	_, _ = Open(r, int64(len(b)), &atLabel)
 	used = 0
 	f, err := Open(r, int64(len(b)), &opts)
 	if err != nil {
