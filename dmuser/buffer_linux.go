@@ -52,9 +52,9 @@ func mapBuffer(size int) (*buffer, error) {
 
 func (b *buffer) data() []byte { return b.mem[os.Getpagesize():] }
 
-// frame is the memory of a header of that many bytes and of the first n bytes of
+// Frame is the memory of a header of that many bytes and of the first n bytes of
 // data.
-func (b *buffer) frame(header, n int) []byte {
+func (b *buffer) Frame(header, n int) []byte {
 	return b.mem[os.Getpagesize()-header : os.Getpagesize()+n]
 }
 

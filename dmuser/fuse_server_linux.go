@@ -182,7 +182,7 @@ func (s *fuseServer) serveRead(req *request) {
 		s.replyError(req.unique, errno)
 		return
 	}
-	out := buf.frame(outHeaderSize, n)
+	out := buf.Frame(outHeaderSize, n)
 	*(*outHeader)(unsafe.Pointer(&out[0])) = outHeader{Len: uint32(len(out)), Unique: req.unique}
 	s.write(out)
 }
