@@ -215,8 +215,8 @@ func (e *export) withdraw() error {
 	return nil
 }
 
-// offer puts it back.
-func (e *export) offer() {
+// offerAgain puts it back.
+func (e *export) offerAgain() {
 	e.all.mu.Lock()
 	defer e.all.mu.Unlock()
 	if e.all.exports[e.name] == nil {
@@ -308,7 +308,7 @@ func (d *exportedDevice) Close() error {
 		return err
 	}
 	if err := d.Device.Close(); err != nil {
-		d.export.offer()
+		d.export.offerAgain()
 		return err
 	}
 	<-d.done
