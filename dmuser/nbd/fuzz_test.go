@@ -139,11 +139,13 @@ func checkSimple(t *testing.T, out, in, content []byte) {
 // has.
 func dataOf(asked []request, errno uint32, out, content []byte) (n int, ok bool) {
 	for _, r := range asked {
-		if errno != 0 || r.cmd != cmdRead {
-			return 0, true
-		}
 		end := r.offset + uint64(r.length)
-		if end <= uint64(len(content)) && bytes.HasPrefix(out, content[r.offset:end]) {
+		switch {
+		case errno != 0:
+			return 0, true
+		case r.cmd == cmdFlush:
+			ok = true
+		case r.cmd == cmdRead && end <= uint64(len(content)) && bytes.HasPrefix(out, content[r.offset:end]):
 			n, ok = max(n, int(r.length)), true
 		}
 	}
