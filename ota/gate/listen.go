@@ -117,14 +117,14 @@ func answers(path string) bool {
 func (l *Listener) Accept() (fd int, err error) {
 	raw, err := l.file.SyscallConn()
 	if err != nil {
-		return -1, err
+		return -1, os.ErrClosed
 	}
-	waitErr := raw.Read(func(lfd uintptr) bool {
+	closed := raw.Read(func(lfd uintptr) bool {
 		fd, _, err = unix.Accept4(int(lfd), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
 		return err != unix.EAGAIN
 	})
-	if waitErr != nil {
-		return -1, waitErr
+	if closed != nil {
+		return -1, os.ErrClosed
 	}
 	return fd, err
 }
