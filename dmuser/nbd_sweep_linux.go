@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -120,28 +121,45 @@ func (c *nbdCarrier) Sweep() ([]string, error) {
 	return removed, errors.Join(failures...)
 }
 
-// sweep takes the server's place for as long as it takes to remove the device,
-// since the kernel reads from it meanwhile.
+// sweep takes the server's place for as long as it takes to remove the device.
 func (c *nbdCarrier) sweep(ctl *nbdControl, l nbdLeft) error {
 	number := nbdNumber(l.index)
 	path, err := findNode(nbdName(l.index), number)
 	if err != nil {
 		return err
 	}
-	if len(holdersOf(nbdName(l.index), number)) > 0 {
+	if hasOpen("/proc/self", number) || len(holdersOf(nbdName(l.index), number)) > 0 {
 		return busyError(nbdName(l.index), path, number)
 	}
 	fd, err := takeNbd(ctl, l.index, l.identifier)
 	if err != nil {
 		return err
 	}
-	s := nbd.Start(os.NewFile(uintptr(fd), "nbd connection"), noData{}, newNbdBuffers(c.buffers, nil), nbd.Options{Trusted: true})
-	defer s.Close()
-	return releaseNbd(ctl, l.index, path, l.identifier, 0)
+	p := newPlaceholder()
+	s := nbd.Start(os.NewFile(uintptr(fd), "nbd connection"), p, newNbdBuffers(c.buffers, nil), nbd.Options{Trusted: true})
+	err = releaseNbd(ctl, l.index, path, l.identifier, 0)
+	s.Close()
+	close(p.left)
+	return err
 }
 
-// noData is a backend of which nothing can be read.
-type noData struct{}
+// placeholder is a backend of which nothing can be read. If it turns out that
+// somebody holds the device whom holdersOf did not find, the next server is to
+// answer him, so that requests are not failed at once.
+type placeholder struct{ left chan struct{} }
 
-func (noData) Size() int64                       { return 1 << 62 }
-func (noData) ReadAt([]byte, int64) (int, error) { return 0, unix.EIO }
+// placeholderWait is longer than releaseNbd takes unless it has to wait for a
+// request itself.
+const placeholderWait = time.Second
+
+func newPlaceholder() placeholder { return placeholder{make(chan struct{})} }
+
+func (placeholder) Size() int64 { return 1 << 62 }
+
+func (p placeholder) ReadAt([]byte, int64) (int, error) {
+	select {
+	case <-p.left:
+	case <-time.After(placeholderWait):
+	}
+	return 0, unix.EIO
+}

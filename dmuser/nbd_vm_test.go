@@ -176,10 +176,10 @@ func load(t *testing.T, path string, readers int) (stop func() error, count *ato
 //vmtest:timeout 5m
 func TestNbdAbortUnderLoad(t *testing.T) {
 	leavesNothing(t)
-	for range 20 {
+	for range 8 {
 		d := attach(t, nbds, pattern(testSize))
 		stop, count := load(t, d.Path(), 8)
-		eventually(t, "some reads", func() bool { return count.Load() > 20 })
+		eventually(t, "some reads", func() bool { return count.Load() > 5 })
 		expectBusy(t, d.Close(), "")
 		within(t, "Abort", func() { expectBusy(t, d.Abort(), "") })
 		within(t, "the readers", func() {

@@ -26,6 +26,9 @@ gcc                     gcc
 /usr/include/stdlib.h   libc6-dev
 bpfmt                   blueprint-tools
 lz4                     lz4
+qemu-img                qemu-utils
+nbdinfo                 libnbd-bin
+nbdkit                  nbdkit
 " ;;
 demo) needs=$image_needs ;;
 bench) needs="$image_needs
@@ -49,6 +52,7 @@ dpkg-deb                dpkg
 qemu-system-x86_64      qemu-system-x86
 dmsetup                 dmsetup
 fio                     fio
+nbd-client              nbd-client
 " ;;
 *) echo "usage: tools/setup.sh build|test|demo|bench|vmtest" >&2; exit 2 ;;
 esac
