@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -460,11 +459,8 @@ func TestNeverReads(t *testing.T) {
 
 // stream answers reads of a session with requests, and swallows its replies.
 type stream struct {
-	mu       sync.Mutex
-	left     int
-	request  []byte
-	replied  chan struct{}
-	deadline bool
+	left    int
+	request []byte
 }
 
 func (s *stream) Read(p []byte) (int, error) {
