@@ -132,6 +132,12 @@ func (s *Session) fail() {
 	_ = s.conn.Close()
 }
 
+func (s *Session) hasFailed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.failed
+}
+
 func (s *Session) finish() {
 	_ = s.conn.Close()
 	if s.o.Ended != nil {
@@ -383,6 +389,9 @@ func (s *Session) readSimple(req *request) {
 	frame := buf.Frame(simpleSize, int(req.length))
 	data := frame[simpleSize:]
 	for done := 0; done < len(data); done += MaxPiece {
+		if done > 0 && s.hasFailed() {
+			return // nobody is there to take it
+		}
 		piece := data[done:min(len(data), done+MaxPiece)]
 		if err := s.read(piece, req.offset+uint64(done)); err != nil {
 			s.replyError(req, EIO, "", -1)
