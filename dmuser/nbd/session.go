@@ -52,7 +52,7 @@ type Ending int
 const (
 	Disconnected Ending = iota // the client said so
 	Lost                       // the connection went away
-	Stopped                    // by Stop, or Close of the connection
+	Stopped                    // by Close
 	Broken                     // the client broke the protocol, or was too slow
 )
 
@@ -104,15 +104,6 @@ func Start(c Conn, b Backend, p Pool, o Options) *Session {
 	s.turns = turns.New(o.Workers, s.lead, s.finish)
 	go s.lead()
 	return s
-}
-
-// Stop has the session end as soon as the requests that have been read are
-// answered. It does not wait.
-func (s *Session) Stop() {
-	s.mu.Lock()
-	s.stopped = true
-	s.mu.Unlock()
-	_ = s.conn.SetReadDeadline(time.Unix(1, 0))
 }
 
 // Close ends the session at once, except for calls of the backend that are under
@@ -212,7 +203,7 @@ func (s *Session) fill(n int) (Ending, bool) {
 	for s.w-s.r < n {
 		if s.w > s.r && !timed && !s.o.Trusted {
 			timed = true
-			s.setReadDeadline(time.Now().Add(RequestTime))
+			_ = s.conn.SetReadDeadline(time.Now().Add(RequestTime))
 		}
 		k, err := s.conn.Read(s.in[s.w:])
 		s.w += k
@@ -221,18 +212,9 @@ func (s *Session) fill(n int) (Ending, bool) {
 		}
 	}
 	if timed {
-		s.setReadDeadline(time.Time{})
+		_ = s.conn.SetReadDeadline(time.Time{})
 	}
 	return 0, true
-}
-
-// setReadDeadline does not undo what Stop has set.
-func (s *Session) setReadDeadline(t time.Time) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !s.stopped {
-		_ = s.conn.SetReadDeadline(t)
-	}
 }
 
 func endingOf(err error, inMidst bool) Ending {
@@ -252,8 +234,8 @@ func (s *Session) skip(length uint32) bool {
 	s.r += here
 	left := int(length) - here
 	if left > 0 && !s.o.Trusted {
-		s.setReadDeadline(time.Now().Add(RequestTime))
-		defer s.setReadDeadline(time.Time{})
+		_ = s.conn.SetReadDeadline(time.Now().Add(RequestTime))
+		defer func() { _ = s.conn.SetReadDeadline(time.Time{}) }()
 	}
 	for left > 0 { // and nothing is left in the buffer
 		k, err := s.conn.Read(s.in[:min(left, len(s.in))])

@@ -324,7 +324,7 @@ func TestDisconnectWaits(t *testing.T) {
 }
 
 func TestCloseInFlight(t *testing.T) {
-	for _, how := range []string{"Close", "Stop", "Client"} {
+	for _, how := range []string{"Close", "Client"} {
 		t.Run(how, func(t *testing.T) {
 			g := newGate()
 			c := connect(t, g.disk(), true, Options{Workers: 3})
@@ -338,8 +338,6 @@ func TestCloseInFlight(t *testing.T) {
 			case "Close":
 				s.Close()
 				c.expectEnd()
-			case "Stop":
-				s.Stop()
 			case "Client":
 				_ = c.Close()
 				want = Lost
@@ -350,14 +348,6 @@ func TestCloseInFlight(t *testing.T) {
 			case <-time.After(20 * time.Millisecond):
 			}
 			close(g.open)
-			if how == "Stop" {
-				for range 3 {
-					if k := c.chunk(); k.kind != chunkData {
-						t.Errorf("expected data, found %+v", k)
-					}
-				}
-				c.expectEnd()
-			}
 			if why := <-c.over; why != want && !(how == "Client" && why == Broken) {
 				t.Errorf("expected ending %d, found %d", want, why)
 			}
@@ -366,10 +356,10 @@ func TestCloseInFlight(t *testing.T) {
 	}
 }
 
-// Stop has an end although nothing is asked.
-func TestStopIdle(t *testing.T) {
+// Close ends a session although nothing is asked.
+func TestCloseIdle(t *testing.T) {
 	c := connect(t, small("").Backend, false, Options{})
-	(<-c.session).Stop()
+	(<-c.session).Close()
 	c.expectEnd()
 	if why := <-c.over; why != Stopped {
 		t.Errorf("expected Stopped, found %d", why)
