@@ -10,11 +10,13 @@ SHELL := /bin/bash
 COMMANDS  := snapuserd cowtool otactl
 PLATFORMS := linux/amd64 linux/arm64 linux/arm linux/riscv64 android/arm64
 GOBUILD   := CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags='-s -w'
+GUESTTAGS := vmtest,vmfault,vmhost
 FUZZTIME  ?= 10s
 TESTFLAGS ?=
 BENCHFLAGS ?=
+VMFLAGS ?=
 
-.PHONY: help demo test bench build cross lint fuzz clean
+.PHONY: help demo test bench vmtest vmshell build cross lint fuzz clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -35,6 +37,14 @@ bench: ## measure what is promised, beside its reference (root; BENCHFLAGS=-quic
 	@$(MAKE) --no-print-directory build
 	go run ./tools/bench -bin bin $(BENCHFLAGS)
 
+vmtest: ## tests on kernels of their own (VMFLAGS='-vehicle uml -run NAME'); see docs/vmlab.md
+	@tools/setup.sh vmtest
+	go run ./tools/vmlab run $(VMFLAGS)
+
+vmshell: ## a shell in a guest (VMFLAGS='-vehicle qemu')
+	@tools/setup.sh vmtest
+	@go run ./tools/vmlab shell $(VMFLAGS)
+
 build: ## the commands for this machine, static, into bin/
 	@tools/setup.sh build
 	@mkdir -p bin
@@ -53,7 +63,9 @@ cross: ## the commands for every platform, into bin/OS-ARCH/, and a look at what
 lint: ## gofmt, go vet, staticcheck, shell syntax
 	@out=$$(gofmt -l $$(go list -f '{{.Dir}}' ./...)); if [ -n "$$out" ]; then echo "gofmt would change:"; echo "$$out"; exit 1; fi
 	go vet ./...
+	go vet -tags $(GUESTTAGS) ./...
 	go tool staticcheck ./...
+	go tool staticcheck -tags $(GUESTTAGS) ./...
 	@for s in .ci/run tools/*.sh; do bash -n $$s; done
 
 fuzz: ## every fuzz target for FUZZTIME (10s)

@@ -33,8 +33,8 @@ func OnQuiet(f func()) {
 }
 
 // buffer is the memory of one reply, outside of the Go heap. The data starts at
-// a page boundary, so that a backend can use direct I/O, and the reply's header
-// sits right before it, so that header and data leave in one write.
+// a page boundary, so that a backend can use direct I/O, and there is room for
+// the reply's header right before it, so that header and data leave in one write.
 type buffer struct {
 	mem     []byte
 	next    *buffer
@@ -52,9 +52,10 @@ func mapBuffer(size int) (*buffer, error) {
 
 func (b *buffer) data() []byte { return b.mem[os.Getpagesize():] }
 
-// reply is the memory of the header and of the first n bytes of data.
-func (b *buffer) reply(n int) []byte {
-	return b.mem[os.Getpagesize()-outHeaderSize : os.Getpagesize()+n]
+// Frame is the memory of a header of that many bytes and of the first n bytes of
+// data.
+func (b *buffer) Frame(header, n int) []byte {
+	return b.mem[os.Getpagesize()-header : os.Getpagesize()+n]
 }
 
 func (b *buffer) unmap() { _ = unix.Munmap(b.mem) }

@@ -1,8 +1,12 @@
 package dmuser
 
-// fuse is one for the process, so that all its devices share one set of
+// Each carrier is one for the process, so that all devices share one set of
 // request buffers.
-var fuse = &fuseCarrier{buffers: newBufferPool(maxRead)}
+var (
+	buffers = newBufferPool(maxRead)
+	fuse    = &fuseCarrier{buffers: buffers}
+	nbds    = &nbdCarrier{buffers: buffers}
+)
 
 // Carriers lists the carriers of this build, the preferred one first.
-func Carriers() []Carrier { return []Carrier{fuse} }
+func Carriers() []Carrier { return []Carrier{fuse, nbds} }

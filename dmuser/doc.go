@@ -28,24 +28,44 @@
 // loop device goes as soon as nobody has it open. Sweep finds those that
 // somebody still has.
 //
+// # The carrier "nbd"
+//
+// It needs the nbd driver (the kernel loads it by itself where it can):
+//
+//	mount, reader      /dev/nbd3
+//	                       |         nbd driver: read-only, one connection
+//	                   socket pair
+//	                       |
+//	this process       session ----> Backend.ReadAt
+//
+// Generic netlink makes the device and takes it away; no descriptor of it is kept.
+// So it outlives the process. Requests wait 30 seconds then for a new server. A
+// process that attaches a backend of the same name and size meanwhile goes on with
+// the device, and whoever has it open notices a delay at most: what was under way
+// is asked again 10 seconds after it was asked first. Kernels before 5.14 do not
+// tell what a device was called, and there a new one is made instead.
+//
+// A backend that takes longer than those 10 seconds has the driver give up the
+// connection; it is given a new one, up to 4 at a time. A device is closed by
+// telling the driver to disconnect it when its last opener leaves, and by being
+// an opener for a moment: if it is still there afterwards, there are others.
+//
+// Sweep removes devices whose server is dead unless somebody has them open. A
+// server's end of the socket pair has a name, @cowbird-nbd:3, by which it is known
+// to be alive.
+//
+// # Exports
+//
+// [Exports] offers the same backends to NBD clients in other processes, such as
+// qemu-img and nbdcopy, on connections that somebody else accepts; see package
+// nbd. Exports.Carrier has each device exported as long as it exists. A client
+// that reads keeps the device from being closed, as a mount does.
+//
 // # Who serves
 //
-// One goroutine of a device, the leader, sits in a blocking read of /dev/fuse.
-// An idle device costs that one blocked thread: no timer runs, nothing polls.
-//
-// A small read is served by the leader itself. Waking another thread takes
-// longer than a fast backend needs for 4 KiB. The leader hands the lead to a new
-// goroutine first, and serves then, if
-//
-//   - the read is large (128 KiB), so that several copy at a time, or
-//   - small reads took long lately (50 µs) and more requests are waiting.
-//
-// A one-shot timer, set anew by each read that the leader serves itself, takes
-// the lead from it after 1 ms: so one slow read holds others back for that long
-// at most, and the timer costs nothing but its setting. Up to 8 reads are served
-// at a time, at most two a processor (but no less than two); if all are slow,
-// the next waits for one of them. Who has served leads if nobody does, else
-// ends.
+// A few goroutines take turns at each device; see package turns. Whatever the
+// carrier, an idle device costs one that waits, which for "fuse" is a blocked
+// thread. No timer runs, nothing polls.
 //
 // # Memory
 //
@@ -54,6 +74,11 @@
 // unmapped; a buffer that a slow backend holds is not among them. See [OnQuiet]
 // for the heap. Each device has one more mapping in reserve, with its first
 // 16 KiB in memory, so that a read can be answered when nothing can be mapped.
+//
+// The nbd driver is told not to ask for more than a buffer holds. If it does so
+// anyway, as any NBD client may, a reply that must be sent whole has a mapping of
+// its own of up to 32 MiB: one at a time for each device, and one for all
+// exports.
 //
 // # Caveats
 //

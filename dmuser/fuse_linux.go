@@ -200,7 +200,7 @@ func (d *fuseDev) releaseLoop() error {
 			return err
 		}
 		if len(mountsOf(loopDev(d.loop.number))) > 0 || try == closeTries {
-			return busyError(d.loop.number, d.loop.path)
+			return d.loop.busyError()
 		}
 		time.Sleep(closeBackoff)
 	}
@@ -231,7 +231,7 @@ func (d *fuseDev) Abort() error {
 func (d *fuseDev) releaseOnce() error {
 	sole, err := d.loop.release()
 	if err == nil && !sole {
-		err = busyError(d.loop.number, d.loop.path)
+		err = d.loop.busyError()
 	}
 	return err
 }

@@ -4,12 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
-	"sync"
-	"sync/atomic"
 	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"cowbird/dmuser/internal/turns"
 )
 
 const (
@@ -18,19 +18,10 @@ const (
 	// requestSize is the least read buffer that the kernel accepts. It needs
 	// to hold no write, so it need not be larger.
 	requestSize = 8192
-
-	// largeRead and above are served by several threads at a time: copying
-	// such a reply takes longer than waking another thread does.
-	largeRead = 128 << 10
-	// slowBackend is the time of a small read above which several threads
-	// are worth waking for those too.
-	slowBackend = 50 * time.Microsecond
-	// slowRead is how long a read may hold back the ones behind it.
-	slowRead = time.Millisecond
 )
 
-// fuseServer answers the requests of one FUSE connection. See the package
-// comment for how its goroutines take turns.
+// fuseServer answers the requests of one FUSE connection. Its goroutines take
+// turns; a leader that waits takes a thread.
 type fuseServer struct {
 	backend Backend
 	size    uint64
@@ -41,23 +32,8 @@ type fuseServer struct {
 	fd   int // /dev/fuse, blocking; once stopping, a copy of dead
 	dead int
 
-	leading func() // lead, bound once: a go statement would allocate it anew
-
-	// The leader's own.
-	in    []byte
-	token uint32
-
-	// inline is the token of the request that the leader serves without having
-	// given up the lead, else 0. Whoever changes a token to 0 has the lead.
-	inline   atomic.Uint32
-	watchdog *time.Timer
-	recent   atomic.Int64 // nanoseconds that small reads took lately
-
-	mu     sync.Mutex
-	limit  int  // workers at a time
-	busy   int  // workers that do not lead
-	vacant bool // nobody leads: for the next worker that is free
-	ended  bool // nobody will lead any more
+	in    []byte // the leader's own
+	turns *turns.Turns
 }
 
 func newFuseServer(fd int, b Backend, buffers *bufferPool) (*fuseServer, error) {
@@ -73,15 +49,11 @@ func newFuseServer(fd int, b Backend, buffers *bufferPool) (*fuseServer, error) 
 	s := &fuseServer{
 		backend: b, size: uint64(b.Size()), buffers: buffers, reserve: spare,
 		fd: fd, dead: dead, in: make([]byte, requestSize),
-		done: make(chan struct{}), limit: workerLimit(),
+		done: make(chan struct{}),
 	}
-	s.leading = s.lead
-	s.watchdog = time.AfterFunc(time.Hour, s.relieve)
-	s.watchdog.Stop()
+	s.turns = turns.New(turns.DefaultLimit(), s.lead, s.release)
 	return s, nil
 }
-
-func workerLimit() int { return min(8, max(2, 2*runtime.GOMAXPROCS(0))) }
 
 // lead reads requests and serves them until somebody else leads or the
 // connection ends.
@@ -127,34 +99,25 @@ func (s *fuseServer) serveOne(req *request) bool {
 		return true
 	}
 	if s.shouldHandOver(req) {
-		s.handOver()
+		s.turns.HandOver()
 		s.serveTimed(req)
-		return s.reclaim()
+		return s.turns.Reclaim()
 	}
-	token := s.beginInline()
+	token := s.turns.Begin()
 	s.serveTimed(req)
-	return s.inline.CompareAndSwap(token, 0) || s.reclaim()
+	return s.turns.End(token)
 }
 
 func (s *fuseServer) serveTimed(req *request) {
 	start := time.Now()
 	s.serveRead(req)
-	if req.size < largeRead {
-		s.noteTime(time.Since(start))
+	if req.size < turns.Large {
+		s.turns.Note(time.Since(start))
 	}
 }
 
 func (s *fuseServer) shouldHandOver(req *request) bool {
-	if req.size >= largeRead {
-		return true
-	}
-	return s.recent.Load() > int64(slowBackend) && s.moreWaiting()
-}
-
-// noteTime keeps a mean in which the last four reads weigh most.
-func (s *fuseServer) noteTime(d time.Duration) {
-	old := s.recent.Load()
-	s.recent.Store(old + (int64(d)-old)/4)
+	return req.size >= turns.Large || s.turns.Slow() && s.moreWaiting()
 }
 
 func (s *fuseServer) moreWaiting() bool {
@@ -165,67 +128,11 @@ func (s *fuseServer) moreWaiting() bool {
 	return n == 1
 }
 
-// beginInline marks the leader as busy, and has it relieved if that lasts.
-func (s *fuseServer) beginInline() uint32 {
-	s.token++
-	if s.token == 0 {
-		s.token++
-	}
-	token := s.token
-	s.inline.Store(token)
-	s.watchdog.Reset(slowRead)
-	return token
-}
-
-// relieve takes the lead from a leader that is busy for too long. It may come
-// early for a later request than the one it was meant for, which does no harm.
-func (s *fuseServer) relieve() {
-	token := s.inline.Load()
-	if token != 0 && s.inline.CompareAndSwap(token, 0) {
-		s.handOver()
-	}
-}
-
-// handOver makes a worker of the leader, and a leader of a new goroutine
-// unless there are enough.
-func (s *fuseServer) handOver() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.busy++
-	if s.busy < s.limit {
-		go s.leading()
-	} else {
-		s.vacant = true
-	}
-}
-
-// reclaim ends a worker's work: true means that it leads from now on.
-func (s *fuseServer) reclaim() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.busy--
-	if s.vacant {
-		s.vacant = false
-		return true
-	}
-	s.finishIfLast()
-	return false
-}
-
 // end is the last act of the last leader.
-func (s *fuseServer) end() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.disconnect()
-	s.ended = true
-	s.finishIfLast()
-}
+func (s *fuseServer) end() { s.turns.Finish(s.disconnect) }
 
-func (s *fuseServer) finishIfLast() {
-	if !s.ended || s.busy > 0 {
-		return
-	}
-	s.watchdog.Stop()
+// release follows the last reply.
+func (s *fuseServer) release() {
 	_ = unix.Close(s.fd)
 	_ = unix.Close(s.dead)
 	s.reserve.free()
@@ -249,14 +156,9 @@ func openDead() (int, error) { return unix.EpollCreate1(unix.EPOLL_CLOEXEC) }
 // inside a system call on /dev/fuse any more, hence the question that wakes the
 // reader. A worker that is late may still answer it; then it is asked again.
 func (s *fuseServer) stop(root int) {
-	s.mu.Lock()
-	ended := s.ended
-	if !ended {
-		s.disconnect()
-	}
-	s.mu.Unlock()
+	running := s.turns.Unfinished(s.disconnect)
 	var fs unix.Statfs_t
-	for !ended && unix.Fstatfs(root, &fs) == nil {
+	for running && unix.Fstatfs(root, &fs) == nil {
 		runtime.Gosched()
 	}
 }
@@ -280,7 +182,7 @@ func (s *fuseServer) serveRead(req *request) {
 		s.replyError(req.unique, errno)
 		return
 	}
-	out := buf.reply(n)
+	out := buf.Frame(outHeaderSize, n)
 	*(*outHeader)(unsafe.Pointer(&out[0])) = outHeader{Len: uint32(len(out)), Unique: req.unique}
 	s.write(out)
 }

@@ -10,19 +10,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// busyError is an ErrBusy that says who holds the device at path, as far as can
-// be found out: mounts, other block devices, processes.
-func busyError(number int, path string) error {
-	holders := holdersOf(number, loopDev(number))
+// busyError is an ErrBusy that says who holds the disk called base, whose node
+// is path, as far as can be found out: mounts, other block devices, processes.
+func busyError(base, path string, dev uint64) error {
+	holders := holdersOf(base, dev)
 	if len(holders) == 0 {
 		return fmt.Errorf("%w: %s, by something that could not be found", ErrBusy, path)
 	}
 	return fmt.Errorf("%w: %s, by %s", ErrBusy, path, strings.Join(holders, ", "))
 }
 
-func holdersOf(number int, dev uint64) []string {
+func holdersOf(base string, dev uint64) []string {
 	holders := mountsOf(dev)
-	stacked, _ := filepath.Glob(fmt.Sprintf("/sys/block/loop%d/holders/*", number))
+	stacked, _ := filepath.Glob("/sys/block/" + base + "/holders/*")
 	for _, path := range stacked {
 		holders = append(holders, "block device "+filepath.Base(path))
 	}

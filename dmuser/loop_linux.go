@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -59,8 +57,7 @@ func openFreeLoop(ctl int) (*loopDevice, error) {
 
 // openLoop opens loop device number, making its node where there is none.
 func openLoop(number int) (*loopDevice, error) {
-	dev := loopDev(number)
-	path, err := findNode(number, dev)
+	path, err := findNode(loopName(number), loopDev(number))
 	if err != nil {
 		return nil, err
 	}
@@ -71,44 +68,10 @@ func openLoop(number int) (*loopDevice, error) {
 	return &loopDevice{number: number, path: path, fd: fd}, nil
 }
 
-// loopDev asks sysfs for the device number, which depends on the driver's
-// max_part, and assumes the default where sysfs is missing.
+func loopName(number int) string { return "loop" + strconv.Itoa(number) }
+
 func loopDev(number int) uint64 {
-	text, _ := os.ReadFile(fmt.Sprintf("/sys/block/loop%d/dev", number))
-	major, minor, _ := strings.Cut(strings.TrimSpace(string(text)), ":")
-	a, errA := strconv.ParseUint(major, 10, 32)
-	b, errB := strconv.ParseUint(minor, 10, 32)
-	if errA != nil || errB != nil {
-		return unix.Mkdev(loopMajor, uint32(number))
-	}
-	return unix.Mkdev(uint32(a), uint32(b))
-}
-
-// findNode gives a node of dev. The kernel (devtmpfs) makes it before it tells
-// of the device; where user space is to do that, nobody need wait for it.
-func findNode(number int, dev uint64) (string, error) {
-	base := "loop" + strconv.Itoa(number)
-	paths := []string{"/dev/" + base, "/dev/block/" + base} // the latter on Android
-	for _, path := range paths {
-		if isNode(path, dev) {
-			return path, nil
-		}
-	}
-	var failures []error
-	for _, path := range paths {
-		err := unix.Mknod(path, unix.S_IFBLK|0o600, int(dev))
-		if err == nil || err == unix.EEXIST && isNode(path, dev) {
-			return path, nil
-		}
-		failures = append(failures, fmt.Errorf("make node %s: %w", path, err))
-	}
-	return "", errors.Join(failures...)
-}
-
-func isNode(path string, dev uint64) bool {
-	var st unix.Stat_t
-	return unix.Stat(path, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK &&
-		uint64(st.Rdev) == dev
+	return deviceNumber(loopName(number), unix.Mkdev(loopMajor, uint32(number)))
 }
 
 func (l *loopDevice) configure(file int, name string, blockSize uint32) error {
@@ -163,6 +126,10 @@ func (l *loopDevice) release() (bool, error) {
 		return false, fmt.Errorf("status of %s: %w", l.path, err)
 	}
 	return false, nil
+}
+
+func (l *loopDevice) busyError() error {
+	return busyError(loopName(l.number), l.path, loopDev(l.number))
 }
 
 // moveTo gives the device's descriptor the number fd, closing what had it. On

@@ -25,8 +25,11 @@ const (
 	classicEnv = "DMUSER_CLASSIC"
 	stuckEnv   = "DMUSER_STUCK" // the child reads its own device, and never answers
 	janitorEnv = "DMUSER_JANITOR"
-	patience   = 10 * time.Second
+	carrierEnv = "DMUSER_CARRIER" // of the child; fuse unless given
 )
+
+// patience is how long tests wait for what must happen.
+var patience = 10 * time.Second
 
 func TestMain(m *testing.M) {
 	if size := os.Getenv(helperEnv); size != "" {
@@ -57,7 +60,9 @@ func janitor() int {
 	signal.Notify(died, syscall.SIGTERM)
 	<-died
 	time.Sleep(100 * time.Millisecond)
-	_, _ = fuse.Sweep()
+	for _, c := range Carriers() {
+		_, _ = c.Sweep()
+	}
 	return 0
 }
 
@@ -69,8 +74,11 @@ func helper(size string) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 2
 	}
-	c := *fuse
-	c.classic = os.Getenv(classicEnv) != ""
+	c, err := childCarrier()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 2
+	}
 	var b Backend = pattern(n)
 	entered := make(chan struct{})
 	stuck := os.Getenv(stuckEnv) != ""
@@ -95,6 +103,13 @@ func helper(size string) int {
 	return 0
 }
 
+func childCarrier() (Carrier, error) {
+	if name := os.Getenv(carrierEnv); name != "" {
+		return Select(name)
+	}
+	return &fuseCarrier{buffers: buffers, classic: os.Getenv(classicEnv) != ""}, nil
+}
+
 type child struct {
 	*exec.Cmd
 	path  string
@@ -102,11 +117,13 @@ type child struct {
 }
 
 // startChild serves a device from another process, which dies with the test.
-func startChild(t *testing.T, c *fuseCarrier, size int64) *child {
+func startChild(t *testing.T, c Carrier, size int64) *child {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d", helperEnv, size))
-	if c.classic {
+	if f, ok := c.(*fuseCarrier); !ok {
+		cmd.Env = append(cmd.Env, carrierEnv+"="+c.Name())
+	} else if f.classic {
 		cmd.Env = append(cmd.Env, classicEnv+"=1")
 	}
 	cmd.Stderr = os.Stderr

@@ -76,7 +76,7 @@ func sweepLoop(number int) (string, error) {
 		return "", err
 	}
 	if !sole {
-		return "", fmt.Errorf("sweep %s: %w", name, busyError(number, l.path))
+		return "", fmt.Errorf("sweep %s: %w", name, l.busyError())
 	}
 	return name, nil
 }

@@ -118,13 +118,16 @@ func TestSelect(t *testing.T) {
 		t.Errorf("expected fuse, found %v, %v", c, err)
 	}
 	for _, name := range planned {
-		if _, err := Select(name); !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), "only fuse") {
+		if _, err := Select(name); !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), "only fuse, nbd") {
 			t.Errorf("%s: expected ErrUnsupported, found %v", name, err)
 		}
 	}
 	_, err = Select("floppy")
-	if !errors.Is(err, ErrUnknownCarrier) || !strings.Contains(err.Error(), "auto, fuse, dm-user, ublk, nbd") {
+	if !errors.Is(err, ErrUnknownCarrier) || !strings.Contains(err.Error(), "auto, fuse, nbd, dm-user, ublk") {
 		t.Errorf("expected ErrUnknownCarrier with the names, found %v", err)
+	}
+	if c, err := Select("nbd"); err != nil || c.Name() != "nbd" {
+		t.Errorf("expected nbd, found %v, %v", c, err)
 	}
 	c, err = Select(Auto)
 	if probe := fuse.Probe(); (probe == nil) != (err == nil) {

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what one of the make targets needs and this machine lacks.
 #
-#   tools/setup.sh build|test|demo|bench
+#   tools/setup.sh build|test|demo|bench|vmtest
 #
 # Quiet when nothing is missing. As root on Debian it installs the packages;
 # elsewhere it says what to install and fails.
@@ -26,6 +26,9 @@ gcc                     gcc
 /usr/include/stdlib.h   libc6-dev
 bpfmt                   blueprint-tools
 lz4                     lz4
+qemu-img                qemu-utils
+nbdinfo                 libnbd-bin
+nbdkit                  nbdkit
 " ;;
 demo) needs=$image_needs ;;
 bench) needs="$image_needs
@@ -35,7 +38,23 @@ qemu-img                qemu-utils
 qemu-storage-daemon     qemu-utils qemu-system-common
 taskset                 util-linux
 " ;;
-*) echo "usage: tools/setup.sh build|test|demo|bench" >&2; exit 2 ;;
+vmtest) needs="$image_needs
+gcc                     gcc
+/usr/include/stdlib.h   libc6-dev
+make                    make
+flex                    flex
+bison                   bison
+bc                      bc
+perl                    perl
+xz                      xz-utils
+/usr/include/libelf.h   libelf-dev
+dpkg-deb                dpkg
+qemu-system-x86_64      qemu-system-x86
+dmsetup                 dmsetup
+fio                     fio
+nbd-client              nbd-client
+" ;;
+*) echo "usage: tools/setup.sh build|test|demo|bench|vmtest" >&2; exit 2 ;;
 esac
 
 say() { echo "setup: $*" >&2; }
@@ -49,7 +68,7 @@ check_go() {
 
 missing() { while read -r what packages; do [ -z "$what" ] || have "$what" || echo "$what $packages"; done <<<"$needs"; }
 
-apt() { DEBIAN_FRONTEND=noninteractive apt-get -q -y -o Dpkg::Use-Pty=0 "$@" </dev/null >>"$log" 2>&1; }
+apt() { DEBIAN_FRONTEND=noninteractive apt-get -q -y -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=300 "$@" </dev/null >>"$log" 2>&1; }
 
 install_one() {
   local what=$1 package

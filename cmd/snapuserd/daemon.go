@@ -83,6 +83,14 @@ func (d daemon) serve(ctx context.Context, o options, log *slog.Logger) error {
 	signal.Ignore(unix.SIGPIPE)
 	ctx, stop := signal.NotifyContext(ctx, unix.SIGTERM, unix.SIGINT)
 	defer stop()
+	if o.nbd != "" {
+		gate, err := openExports(o.nbd, o.group, log)
+		if err != nil {
+			return err
+		}
+		defer gate.close()
+		carrier = gate.exports.Carrier(carrier)
+	}
 	server, err := snapd.Listen(snapd.Config{
 		Socket: o.socket, Group: o.group, Carrier: attacher{carrier}, Log: log,
 		Leaving: func() { notify(log, "STOPPING=1") }, Processors: procs, Priority: o.prio,

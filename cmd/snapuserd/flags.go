@@ -30,6 +30,8 @@ such as otactl on the control socket. Runs in the foreground.
 Examples:
   snapuserd --socket /run/snapuserd.sock
   snapuserd --carrier fuse --log-level debug
+  snapuserd --nbd-socket /run/snapuserd-nbd.sock   and any NBD client reads what is
+        mapped: nbdinfo --list 'nbd+unix://?socket=/run/snapuserd-nbd.sock'
   snapuserd --gid 1000      members of group 1000 may use the socket too
   snapuserd --merge-idle-io --merge-nice 10   merges stand back behind other work
 
@@ -37,9 +39,10 @@ Flags:
 `
 
 const usageEnd = `
-Clients must be root, run as the daemon's own user, or belong to --gid.
+Clients, those of --nbd-socket as well, must be root, run as the daemon's own
+user, or belong to --gid.
 On SIGTERM and SIGINT merges commit what they are at, devices are closed, and
-the socket is removed. With NOTIFY_SOCKET set, readiness is told to systemd.
+the sockets are removed. With NOTIFY_SOCKET set, readiness is told to systemd.
 
 Exit codes: 0 ok, 1 failed or refused, 2 usage.
 `
@@ -47,6 +50,7 @@ Exit codes: 0 ok, 1 failed or refused, 2 usage.
 type options struct {
 	socket  string
 	carrier string
+	nbd     string
 	group   int
 	level   slog.Level
 	prio    cow.Priority
@@ -64,7 +68,8 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	}
 	set.StringVar(&o.socket, "socket", defaultSocket(runtime.GOOS), "`path` of the control socket")
 	set.StringVar(&o.carrier, "carrier", dmuser.Auto, "how the kernel asks: auto, dm-user, ublk, nbd or fuse; `name`")
-	set.IntVar(&o.group, "gid", snapd.NoGroup, "group whose members may use the socket too; `number`, -1 for none")
+	set.StringVar(&o.nbd, "nbd-socket", "", "`path` of a socket on which mapped snapshots are exported, by name and\nread-only, to NBD clients (none)")
+	set.IntVar(&o.group, "gid", snapd.NoGroup, "group whose members may use the sockets too; `number`, -1 for none")
 	set.BoolVar(&o.prio.IdleIO, "merge-idle-io", false, "merge when nobody else uses the storage (I/O class idle)")
 	set.IntVar(&o.prio.Nice, "merge-nice", 0, "merge at a nice value higher by so much; `number`, 0 to 19")
 	set.TextVar(&o.level, "log-level", slog.LevelInfo, "debug, info, warn or error; `level`")

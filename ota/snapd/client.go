@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"cowbird/ota/control"
+	"cowbird/ota/gate"
 )
 
 // client is one control connection. Its goroutine is parked while the client
@@ -21,7 +22,7 @@ type client struct {
 func (s *Server) welcome(fd int) {
 	s.quiet.touch()
 	conn := os.NewFile(uintptr(fd), "control connection")
-	if err := admit(fd, s.cfg.Group); err != nil {
+	if _, err := gate.Admit(fd, s.cfg.Group); err != nil {
 		s.log.Warn("client turned away", "err", err)
 		_ = conn.Close()
 		return

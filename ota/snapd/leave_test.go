@@ -5,12 +5,9 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 func exists(path string) bool {
@@ -103,54 +100,6 @@ func TestSocket(t *testing.T) {
 		t.Errorf("second daemon: expected ErrRunning, found %v", err)
 	}
 	l.dial().expect("query", "active")
-}
-
-func TestStaleSocket(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "sock")
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
-	if err := errors.Join(err, unix.Bind(fd, &unix.SockaddrUnix{Name: path}), unix.Close(fd)); err != nil {
-		t.Fatal(err)
-	}
-	lis, err := listen(path, NoGroup)
-	if err != nil {
-		t.Fatalf("a socket on which nobody answers: %v", err)
-	}
-	lis.close()
-
-	file := filepath.Join(t.TempDir(), "file")
-	if err := os.WriteFile(file, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := listen(file, NoGroup); err == nil || !exists(file) {
-		t.Errorf("a regular file: expected an error and the file untouched, found %v", err)
-	}
-	if _, err := listen("/nosuch/folder/sock", NoGroup); err == nil || !strings.Contains(err.Error(), "/nosuch/folder") {
-		t.Errorf("expected an error that names the folder, found %v", err)
-	}
-	if _, err := listen("/tmp/"+strings.Repeat("x", 120), NoGroup); err == nil {
-		t.Error("a path too long for a socket: expected an error, found none")
-	}
-}
-
-// A socket that another daemon has put in ours' place is not removed.
-func TestSocketOfAnother(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "sock")
-	first, err := listen(path, NoGroup)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Remove(path); err != nil {
-		t.Fatal(err)
-	}
-	second, err := listen(path, NoGroup)
-	if err != nil {
-		t.Fatal(err)
-	}
-	first.close()
-	if !exists(path) {
-		t.Error("expected the second socket to stay")
-	}
-	second.close()
 }
 
 func TestQuiet(t *testing.T) {

@@ -3,6 +3,7 @@ package snapd
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"maps"
@@ -14,13 +15,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cowbird/cow"
+	"cowbird/ota/gate"
 )
 
 var (
 	// ErrRunning: another daemon answers on the control socket.
 	ErrRunning = errors.New("snapuserd is running already")
-	// ErrPeer: a client that may not use the control socket.
-	ErrPeer = errors.New("client is neither root nor in the group of the control socket")
 	// ErrUnknown: no snapshot has that name.
 	ErrUnknown = errors.New("unknown snapshot")
 	// ErrExists: a snapshot of that name is there already.
@@ -36,6 +36,9 @@ var (
 	// ErrNotHere: a command of Android's daemon that this one does not have.
 	ErrNotHere = errors.New("not supported by this daemon")
 )
+
+// NoGroup is the Config.Group that lets no group in.
+const NoGroup = gate.NoGroup
 
 // Defaults of Config.
 const (
@@ -95,7 +98,7 @@ type Config struct {
 type Server struct {
 	cfg      Config
 	log      *slog.Logger
-	listener *listener
+	listener *gate.Listener
 	quiet    *quiet
 	procs    processors
 	ctx      context.Context // of everything that the server does
@@ -125,9 +128,12 @@ func Listen(cfg Config) (*Server, error) {
 	if cfg.Quiet == 0 {
 		cfg.Quiet = DefaultQuiet
 	}
-	l, err := listen(cfg.Socket, cfg.Group)
+	l, err := gate.Listen(cfg.Socket, cfg.Group)
+	if errors.Is(err, gate.ErrTaken) {
+		return nil, fmt.Errorf("%w: %w: stop it first, or give another --socket", ErrRunning, err)
+	}
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("control socket: %w", err)
 	}
 	s := &Server{cfg: cfg, log: cfg.Log, listener: l, snaps: map[string]*snap{}, drained: make(chan struct{})}
 	s.procs.most = cfg.Processors
@@ -142,7 +148,7 @@ func Listen(cfg Config) (*Server, error) {
 func (s *Server) Serve(ctx context.Context) {
 	s.ctx, s.cancel = context.WithCancel(ctx)
 	defer s.cancel()
-	stop := context.AfterFunc(s.ctx, s.listener.close)
+	stop := context.AfterFunc(s.ctx, s.listener.Close)
 	defer stop()
 	s.acceptAll()
 	select {
@@ -155,7 +161,7 @@ func (s *Server) Serve(ctx context.Context) {
 // acceptAll returns when the listener is closed.
 func (s *Server) acceptAll() {
 	for {
-		fd, err := s.listener.accept()
+		fd, err := s.listener.Accept()
 		switch {
 		case err == nil:
 			s.welcome(fd)
@@ -187,7 +193,7 @@ func (s *Server) detach() {
 	}
 	s.checkDrained()
 	s.mu.Unlock()
-	s.listener.close()
+	s.listener.Close()
 }
 
 // checkDrained is called with mu held when a device may have been the last.
@@ -218,7 +224,7 @@ func (s *Server) shutdown() {
 	}
 	s.mu.Unlock()
 	s.cancel()
-	s.listener.close()
+	s.listener.Close()
 	s.talks.Wait()
 	s.work.Wait()
 	for _, n := range s.all() {

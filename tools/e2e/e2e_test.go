@@ -146,13 +146,14 @@ func (d *device) must(name string, args ...string) string {
 	return out
 }
 
-func (d *device) start() {
+// start runs the daemon, with more flags if given.
+func (d *device) start(flags ...string) {
 	d.t.Helper()
 	log, err := os.OpenFile(d.path("log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		d.t.Fatal(err)
 	}
-	d.daemon = exec.Command(filepath.Join(bin, "snapuserd"), "--socket", d.socket, "--carrier", "fuse")
+	d.daemon = exec.Command(filepath.Join(bin, "snapuserd"), append([]string{"--socket", d.socket, "--carrier", "fuse"}, flags...)...)
 	d.daemon.Stderr = log
 	if err := d.daemon.Start(); err != nil {
 		d.t.Fatal(err)

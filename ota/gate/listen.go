@@ -1,4 +1,9 @@
-package snapd
+// Package gate is a Unix stream socket at a path, for the daemon's clients: made
+// so that only its owner and one group can connect, and able to tell who did.
+//
+// A socket that a dead process has left is replaced; one on which somebody
+// answers is not. Waiting for a client parks a goroutine and takes no thread.
+package gate
 
 import (
 	"errors"
@@ -13,26 +18,33 @@ import (
 // backlog is how many clients may wait to be accepted.
 const backlog = 16
 
-// listener is the control socket. Waiting for a client parks a goroutine and
-// takes no thread.
-type listener struct {
+var (
+	// ErrTaken: another process answers on the socket.
+	ErrTaken = errors.New("another process answers on the socket")
+	// ErrPeer: a client that may not use the socket.
+	ErrPeer = errors.New("client is neither root nor in the group of the socket")
+)
+
+// Listener is a socket on which clients are awaited. Its methods are safe for
+// concurrent use.
+type Listener struct {
 	file *os.File
 	path string
 	node unix.Stat_t // of path, to see later whether it is still ours
 	once sync.Once   // close
 }
 
-// listen makes the control socket at path, for owner and group to use. A socket
-// that a dead daemon has left there is replaced.
-func listen(path string, group int) (*listener, error) {
+// Listen makes a socket at path, for owner and group to use. A socket that a dead
+// process has left there is replaced.
+func Listen(path string, group int) (*Listener, error) {
 	if err := clearStale(path); err != nil {
 		return nil, err
 	}
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
-		return nil, fmt.Errorf("control socket: %w", err)
+		return nil, fmt.Errorf("socket: %w", err)
 	}
-	l := &listener{file: os.NewFile(uintptr(fd), path), path: path}
+	l := &Listener{file: os.NewFile(uintptr(fd), path), path: path}
 	if err := l.bind(fd, group); err != nil {
 		_ = l.file.Close()
 		return nil, err
@@ -40,18 +52,18 @@ func listen(path string, group int) (*listener, error) {
 	return l, nil
 }
 
-func (l *listener) bind(fd, group int) error {
+func (l *Listener) bind(fd, group int) error {
 	old := unix.Umask(0o117) // never reachable by others, not even for a moment
 	err := unix.Bind(fd, &unix.SockaddrUnix{Name: l.path})
 	unix.Umask(old)
 	if errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("bind control socket %s: %w: make the folder %s first, or give another --socket", l.path, err, filepath.Dir(l.path))
+		return fmt.Errorf("bind socket %s: %w: make the folder %s first, or give another path", l.path, err, filepath.Dir(l.path))
 	}
 	if err != nil {
-		return fmt.Errorf("bind control socket %s: %w", l.path, err)
+		return fmt.Errorf("bind socket %s: %w", l.path, err)
 	}
 	if err := unix.Lstat(l.path, &l.node); err != nil {
-		return fmt.Errorf("control socket %s: %w", l.path, err)
+		return fmt.Errorf("socket %s: %w", l.path, err)
 	}
 	if group != NoGroup {
 		err = unix.Chown(l.path, -1, group)
@@ -61,7 +73,7 @@ func (l *listener) bind(fd, group int) error {
 	}
 	if err != nil {
 		l.remove()
-		return fmt.Errorf("control socket %s: %w", l.path, err)
+		return fmt.Errorf("socket %s: %w", l.path, err)
 	}
 	return nil
 }
@@ -74,16 +86,16 @@ func clearStale(path string) error {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("control socket %s: %w", path, err)
+		return fmt.Errorf("socket %s: %w", path, err)
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFSOCK {
-		return fmt.Errorf("control socket %s: expected nothing there, or a socket; found another kind of file", path)
+		return fmt.Errorf("socket %s: expected nothing there, or a socket; found another kind of file", path)
 	}
 	if answers(path) {
-		return fmt.Errorf("%w: %s: stop it first, or give another --socket", ErrRunning, path)
+		return fmt.Errorf("%w: %s", ErrTaken, path)
 	}
 	if err := unix.Unlink(path); err != nil && err != unix.ENOENT {
-		return fmt.Errorf("stale control socket %s: %w", path, err)
+		return fmt.Errorf("stale socket %s: %w", path, err)
 	}
 	return nil
 }
@@ -100,32 +112,33 @@ func answers(path string) bool {
 	return err != unix.ECONNREFUSED && err != unix.ENOENT
 }
 
-// accept waits for a client. It returns os.ErrClosed after close.
-func (l *listener) accept() (fd int, err error) {
+// Accept waits for a client and gives a descriptor that does not block. It
+// returns os.ErrClosed after Close.
+func (l *Listener) Accept() (fd int, err error) {
 	raw, err := l.file.SyscallConn()
 	if err != nil {
-		return -1, err
+		return -1, os.ErrClosed
 	}
-	waitErr := raw.Read(func(lfd uintptr) bool {
+	closed := raw.Read(func(lfd uintptr) bool {
 		fd, _, err = unix.Accept4(int(lfd), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC)
 		return err != unix.EAGAIN
 	})
-	if waitErr != nil {
-		return -1, waitErr
+	if closed != nil {
+		return -1, os.ErrClosed
 	}
 	return fd, err
 }
 
-// close stops accept and removes the socket. A second call waits for the first.
-func (l *listener) close() {
+// Close stops Accept and removes the socket. A second call waits for the first.
+func (l *Listener) Close() {
 	l.once.Do(func() {
 		_ = l.file.Close()
 		l.remove()
 	})
 }
 
-// remove takes the socket away unless another daemon's has come in its place.
-func (l *listener) remove() {
+// remove takes the socket away unless another process's has come in its place.
+func (l *Listener) remove() {
 	var st unix.Stat_t
 	if unix.Lstat(l.path, &st) == nil && st.Dev == l.node.Dev && st.Ino == l.node.Ino {
 		_ = unix.Unlink(l.path)

@@ -1,4 +1,4 @@
-package snapd
+package gate
 
 import (
 	"fmt"
@@ -9,23 +9,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// NoGroup is the Config.Group that lets no group in.
+// NoGroup is the group that lets no group in.
 const NoGroup = -1
 
-// admit checks who is at the other end of a control connection: root, the
-// daemon's own user, or a member of group.
-func admit(fd, group int) error {
+// Admit checks who is at the other end of the connection fd: root, this
+// process's own user, or a member of group. It gives the client's process id.
+func Admit(fd, group int) (pid int, err error) {
 	cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
 	if err != nil {
-		return fmt.Errorf("credentials of a client: %w", err)
+		return 0, fmt.Errorf("credentials of a client: %w", err)
 	}
 	if cred.Uid == 0 || int(cred.Uid) == os.Geteuid() {
-		return nil
+		return int(cred.Pid), nil
 	}
 	if group != NoGroup && (int(cred.Gid) == group || inGroup(fd, group)) {
-		return nil
+		return int(cred.Pid), nil
 	}
-	return fmt.Errorf("%w: process %d of user %d and group %d", ErrPeer, cred.Pid, cred.Uid, cred.Gid)
+	return 0, fmt.Errorf("%w: process %d of user %d and group %d", ErrPeer, cred.Pid, cred.Uid, cred.Gid)
 }
 
 // inGroup looks at the client's supplementary groups. A kernel before 4.13

@@ -1,0 +1,57 @@
+package dmuser
+
+import (
+	"os"
+
+	"cowbird/dmuser/nbd"
+)
+
+// nbdBuffers lends buffers to NBD sessions: those of the pool, and now and then
+// one for a reply that is larger, of which there is one at a time.
+type nbdBuffers struct {
+	pool  *bufferPool
+	spare *reserve // for a session that must go on; may be nil
+	large chan struct{}
+}
+
+var _ [maxRead - nbd.MaxPiece]struct{} // a piece fits into a buffer of the pool
+
+func newNbdBuffers(pool *bufferPool, spare *reserve) *nbdBuffers {
+	return &nbdBuffers{pool: pool, spare: spare, large: make(chan struct{}, 1)}
+}
+
+func (p *nbdBuffers) Get(n int) (nbd.Buffer, error) {
+	if n > p.pool.size {
+		return p.getLarge(n)
+	}
+	b, err := p.pool.get()
+	switch {
+	case err == nil:
+		return b, nil
+	case p.spare != nil:
+		return p.spare.take(), nil
+	}
+	return nil, err
+}
+
+func (p *nbdBuffers) getLarge(n int) (nbd.Buffer, error) {
+	p.large <- struct{}{}
+	b, err := p.pool.mmap(n)
+	if err != nil {
+		<-p.large
+		return nil, err
+	}
+	return b, nil
+}
+
+func (p *nbdBuffers) Put(b nbd.Buffer) {
+	switch b := b.(*buffer); {
+	case b.reserve:
+		p.spare.giveBack()
+	case len(b.mem) > os.Getpagesize()+p.pool.size:
+		b.unmap()
+		<-p.large
+	default:
+		p.pool.put(b)
+	}
+}

@@ -1,0 +1,51 @@
+package dmuser
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// deviceNumber asks sysfs for the number of the disk called base, such as
+// loop3, which depends on how many partitions its driver allows, and assumes
+// fallback where sysfs is missing.
+func deviceNumber(base string, fallback uint64) uint64 {
+	text, _ := os.ReadFile("/sys/block/" + base + "/dev")
+	major, minor, _ := strings.Cut(strings.TrimSpace(string(text)), ":")
+	a, errA := strconv.ParseUint(major, 10, 32)
+	b, errB := strconv.ParseUint(minor, 10, 32)
+	if errA != nil || errB != nil {
+		return fallback
+	}
+	return unix.Mkdev(uint32(a), uint32(b))
+}
+
+// findNode gives a node of dev. The kernel (devtmpfs) makes it before it tells
+// of the device; where user space is to do that, nobody need wait for it.
+func findNode(base string, dev uint64) (string, error) {
+	paths := []string{"/dev/" + base, "/dev/block/" + base} // the latter on Android
+	for _, path := range paths {
+		if isNode(path, dev) {
+			return path, nil
+		}
+	}
+	var failures []error
+	for _, path := range paths {
+		err := unix.Mknod(path, unix.S_IFBLK|0o600, int(dev))
+		if err == nil || err == unix.EEXIST && isNode(path, dev) {
+			return path, nil
+		}
+		failures = append(failures, fmt.Errorf("make node %s: %w", path, err))
+	}
+	return "", errors.Join(failures...)
+}
+
+func isNode(path string, dev uint64) bool {
+	var st unix.Stat_t
+	return unix.Stat(path, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK &&
+		uint64(st.Rdev) == dev
+}
