@@ -242,6 +242,9 @@ func (s storage) torn(pieces []event, r *rand.Rand) storage {
 // several of each.
 var tight = mergeLimits{batch: 5, window: 4, worth: 3, zeros: 2}
 
+// inSteps is tight, with all writes and syncs one after the other.
+var inSteps = mergeLimits{batch: 5, window: 4, worth: 3, zeros: 2, commit: commitInline}
+
 func firstDifference(got, want []byte) string {
 	for i := range want {
 		if i >= len(got) || got[i] != want[i] {
@@ -404,7 +407,7 @@ func cutWhileReading(t *testing.T, c sample, point int) (left storage, cut bool)
 	}
 	defer s.Close()
 	stop := readRandomly(t, s, c, func(err error) bool { return errors.Is(err, errPowerCut) && r.off.Load() })
-	_, err = s.Merge(context.Background(), MergeOptions{limits: tight})
+	_, err = s.Merge(context.Background(), MergeOptions{limits: inSteps})
 	stop()
 	if err != nil && !errors.Is(err, errPowerCut) {
 		t.Fatal(err)

@@ -189,14 +189,14 @@ func mergeWithFault(c sample, f *fault) (hit bool, err error) {
 	if f.hit { // a short read that had all that was needed
 		return true, checkView(s, c)
 	}
-	_, failed := s.Merge(context.Background(), MergeOptions{limits: tight})
+	_, failed := s.Merge(context.Background(), MergeOptions{limits: inSteps})
 	f.over()
 	if f.hit {
 		if err := checkFailed(s, c, f, failed); err != nil {
 			return true, err
 		}
 		left, steps := r.held, len(r.events)
-		if _, err := s.Merge(context.Background(), MergeOptions{limits: tight}); err != nil {
+		if _, err := s.Merge(context.Background(), MergeOptions{limits: inSteps}); err != nil {
 			return true, fmt.Errorf("second merge: %w", err)
 		}
 		if err := cutAfterFault(c, left, r.events[steps:]); err != nil {

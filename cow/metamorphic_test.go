@@ -242,7 +242,7 @@ func merged(st storage, c sample, cut int) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	_, err = s.Merge(context.Background(), MergeOptions{limits: tight})
+	_, err = s.Merge(context.Background(), MergeOptions{limits: inSteps})
 	s.Close()
 	if err != nil && cut >= 0 {
 		return merged(r.held.survivor(nil, nil), c, -1)
