@@ -41,6 +41,14 @@ type Zeroing interface {
 	Zero(off, n int64) error
 }
 
+// Flushing is a Device that keeps writes in memory for a while.
+type Flushing interface {
+	Device
+	// Flush begins to write out what was written to n bytes at off, and does
+	// not wait for it. It makes nothing durable, but the next Sync shorter.
+	Flush(off, n int64)
+}
+
 // Mapping is a Device whose bytes can be mapped into memory.
 type Mapping interface {
 	Device
@@ -68,9 +76,10 @@ type FileDevice struct {
 }
 
 var (
-	_ Growing = (*FileDevice)(nil)
-	_ Zeroing = (*FileDevice)(nil)
-	_ Mapping = (*FileDevice)(nil)
+	_ Growing  = (*FileDevice)(nil)
+	_ Zeroing  = (*FileDevice)(nil)
+	_ Flushing = (*FileDevice)(nil)
+	_ Mapping  = (*FileDevice)(nil)
 )
 
 // OpenDevice opens a regular file or a block device. The caller closes it.
@@ -150,6 +159,12 @@ func (d *FileDevice) Sync() error {
 			return err
 		}
 	}
+}
+
+// Flush implements Flushing. An error is not its caller's: whatever cannot be
+// written out fails the next Sync.
+func (d *FileDevice) Flush(off, n int64) {
+	_ = unix.SyncFileRange(int(d.f.Fd()), off, n, unix.SYNC_FILE_RANGE_WRITE)
 }
 
 // Grow implements Growing. It must not run beside other calls.

@@ -96,8 +96,8 @@ func (s *Snapshot) Merge(ctx context.Context, o MergeOptions) (MergeStats, error
 	return m.stats, err
 }
 
-// merger is one run of a merge: it writes what a planner and its fillers have prepared
-// ahead of it, and commits.
+// merger is one run of a merge: it writes what a planner and its fillers have
+// prepared ahead of it, and commits.
 type merger struct {
 	s        *Snapshot
 	o        MergeOptions
@@ -191,6 +191,7 @@ func (m *merger) mergeBatch(ctx context.Context, q *queue) error {
 			scratched += len(l.buf) / blockSize
 		} else {
 			err = m.writeBase(ctx, l, q.zeros)
+			q.written(l)
 		}
 		if err != nil {
 			return err

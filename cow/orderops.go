@@ -3,6 +3,7 @@ package cow
 import (
 	"container/heap"
 	"context"
+	"slices"
 )
 
 // orderOps finds a merge order for the copied and changed blocks: each must be
@@ -19,20 +20,21 @@ func (b *builder) orderOps(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	o := orderer{b: b, waits: make([]uint32, b.n), done: make([]bool, b.n)}
-	total := 0
-	for i := range b.n {
-		if b.kind[i].ordered() {
-			total++
-			if w, ok := b.successor(i); ok {
-				o.waits[w]++
-			}
+	for o := (orderer{b: b, neighbours: 2}); ; o.neighbours *= 2 {
+		o.run()
+		if o.runs()*opsPerRun <= len(b.order) || o.neighbours > batchBlocks {
+			return nil
+		}
+		if err := ctx.Err(); err != nil {
+			return err
 		}
 	}
-	b.order = make([]uint32, 0, total)
-	o.run()
-	return nil
 }
+
+// opsPerRun is how many ordered ops there must be for each run of neighbours,
+// if waves are to make more of these. A run costs the device 12 bytes for as
+// long as the snapshot is mapped; its budget is a byte an op.
+const opsPerRun = 14
 
 // successor is the ordered op that overwrites what block i's op reads.
 func (b *builder) successor(i int) (int, bool) {
@@ -103,21 +105,29 @@ func (b *builder) replaceOne(ring []int) error {
 	return nil
 }
 
-// orderer sorts ops topologically, in an order that merges well. It sweeps over
-// the target, against the direction in which most blocks move, and takes what
-// nothing waits for any more: an update that pushes files apart is then merged
-// from its end to its beginning, in stretches that are written at once, and a
-// stretch of the length of the move is a conflict-free batch. Blocks that move
-// the other way are taken by sweeps back. What is left when sweeps do not pay
-// any more, small tangles, is taken in runs of neighbours.
+// orderer sorts ops topologically, in an order that merges well: in batches
+// that can be written at once because none of their ops reads what another one
+// writes (plan.go). A wave is a batch of ops for which nothing waits when it
+// begins. It prefers those on which the longest chains of moves depend, so that
+// the other ones fill up later waves: thousands of files that each move by a few
+// blocks are merged together, in about as few batches as their length allows.
+//
+// What is left when waves get short, and blocks that move by next to nothing,
+// are for the scratch area. They are taken by sweeps over the target, also those
+// ops that become free on the way, and at last, when those do not pay either, in
+// runs of neighbours.
 type orderer struct {
-	b     *builder
-	waits []uint32 // by target block: ops that must be merged before
-	done  []bool
-	ready blockHeap
+	b          *builder
+	neighbours int      // that a wave takes at a time, at least
+	waits      []uint32 // by target block: ops that must be merged before
+	done       []bool
+	behind     []uint32 // by target block: see chains
+	ready      blockHeap
 }
 
 func (o *orderer) run() {
+	o.reset()
+	o.waves()
 	step := o.direction()
 	for o.sweep(step)+o.sweep(-step) >= worthBatching {
 	}
@@ -133,6 +143,101 @@ func (o *orderer) run() {
 			o.takeRun(int(start))
 		}
 	}
+}
+
+func (o *orderer) reset() {
+	if o.waits == nil {
+		o.waits, o.done, o.behind = make([]uint32, o.b.n), make([]bool, o.b.n), o.chains()
+	}
+	clear(o.waits)
+	clear(o.done)
+	total := 0
+	for i := range o.b.n {
+		if o.b.kind[i].ordered() {
+			total++
+			if w, ok := o.b.successor(i); ok {
+				o.waits[w]++
+			}
+		}
+	}
+	o.b.order = slices.Grow(o.b.order[:0], total)
+}
+
+// runs counts those of neighbours in the order, up or down.
+func (o *orderer) runs() (n int) {
+	step := 0 // of the run under way; 0 while it is a single block
+	for k, i := range o.b.order {
+		if k > 0 {
+			d := int(i) - int(o.b.order[k-1])
+			if d == step || step == 0 && (d == 1 || d == -1) {
+				step = d
+				continue
+			}
+		}
+		n, step = n+1, 0
+	}
+	return n
+}
+
+// waves takes waves until one is too short for a batch.
+func (o *orderer) waves() {
+	ready := chainHeap{behind: o.behind}
+	for i := range o.b.n {
+		if o.free(i) {
+			ready.blocks = append(ready.blocks, uint32(i))
+		}
+	}
+	heap.Init(&ready)
+	wave := make([]uint32, 0, batchBlocks)
+	for len(ready.blocks) >= worthBatching {
+		wave = wave[:0]
+		for len(wave) < batchBlocks && len(ready.blocks) > 0 {
+			wave = append(wave, heap.Pop(&ready).(uint32))
+		}
+		slices.Sort(wave)
+		for _, i := range longRuns(wave, o.neighbours) {
+			if s, ok := o.take(int(i)); ok {
+				heap.Push(&ready, uint32(s))
+			}
+		}
+	}
+}
+
+// longRuns keeps of a sorted wave what is at least that many neighbours.
+func longRuns(wave []uint32, neighbours int) []uint32 {
+	kept := wave[:0]
+	for start := 0; start < len(wave); {
+		end := start + 1
+		for end < len(wave) && wave[end] == wave[end-1]+1 {
+			end++
+		}
+		if end-start >= neighbours {
+			kept = append(kept, wave[start:end]...)
+		}
+		start = end
+	}
+	return kept
+}
+
+// chains counts, by target block, the ordered ops that must wait for its op, one
+// after the other.
+func (o *orderer) chains() []uint32 {
+	behind := make([]uint32, o.b.n)
+	seen := make([]bool, o.b.n)
+	var path []int
+	for i := range o.b.n {
+		path = path[:0]
+		for at, ok := i, o.b.kind[i].ordered(); ok && !seen[at]; at, ok = o.b.successor(at) {
+			seen[at] = true
+			path = append(path, at)
+		}
+		for _, at := range slices.Backward(path) {
+			if s, ok := o.b.successor(at); ok {
+				behind[at] = behind[s] + 1
+			}
+		}
+	}
+	return behind
 }
 
 // direction is that of the first sweep: downwards, −1, if most blocks move up.
@@ -177,8 +282,7 @@ func (o *orderer) takeRun(start int) {
 		step = -1
 	}
 	for i := start; ; i += step {
-		o.take(i)
-		if s, ok := o.b.successor(i); ok && o.waits[s] == 0 && !o.done[s] {
+		if s, ok := o.take(i); ok {
 			heap.Push(&o.ready, uint32(s))
 		}
 		if step == 1 && i == start && !o.free(i+1) && o.free(i-1) {
@@ -194,12 +298,39 @@ func (o *orderer) free(i int) bool {
 	return i >= 0 && i < o.b.n && o.b.kind[i].ordered() && !o.done[i] && o.waits[i] == 0
 }
 
-func (o *orderer) take(i int) {
+// take returns the op that this makes free, if there is one.
+func (o *orderer) take(i int) (freed int, ok bool) {
 	o.b.order = append(o.b.order, uint32(i))
 	o.done[i] = true
-	if s, ok := o.b.successor(i); ok {
-		o.waits[s]--
+	s, ok := o.b.successor(i)
+	if !ok {
+		return 0, false
 	}
+	o.waits[s]--
+	return s, o.waits[s] == 0
+}
+
+// chainHeap gives the op with the longest chain behind it first.
+type chainHeap struct {
+	blocks []uint32
+	behind []uint32
+}
+
+func (h *chainHeap) Len() int      { return len(h.blocks) }
+func (h *chainHeap) Swap(i, j int) { h.blocks[i], h.blocks[j] = h.blocks[j], h.blocks[i] }
+func (h *chainHeap) Push(x any)    { h.blocks = append(h.blocks, x.(uint32)) }
+func (h *chainHeap) Less(i, j int) bool {
+	a, b := h.blocks[i], h.blocks[j]
+	if h.behind[a] != h.behind[b] {
+		return h.behind[a] > h.behind[b]
+	}
+	return a < b
+}
+func (h *chainHeap) Pop() any {
+	last := len(h.blocks) - 1
+	x := h.blocks[last]
+	h.blocks = h.blocks[:last]
+	return x
 }
 
 type blockHeap []uint32

@@ -22,11 +22,12 @@ type queue struct {
 	lists chan *batch // batches that nobody owns
 	free  chan *load  // loads that nobody owns
 
-	work    chan *load // from the planner to the fillers
-	full    chan *load // from the planner to the merger, who waits until they are filled
-	fillers sync.WaitGroup
-	err     error         // the planner's; valid once full is closed
-	quit    chan struct{} // closed when the merger has enough
+	work    chan *load     // from the planner to the fillers
+	full    chan *load     // from the planner to the merger, who waits until they are filled
+	flush   chan extent    // from the merger to the flusher: written to the base
+	helpers sync.WaitGroup // fillers and flusher
+	err     error          // the planner's; valid once full is closed
+	quit    chan struct{}  // closed when the merger has enough
 }
 
 // batch is a stretch of the merge order that is committed at once.
@@ -59,6 +60,9 @@ type loadRun struct {
 	zero  bool
 }
 
+// extent is a range of a device, in bytes.
+type extent struct{ off, end int64 }
+
 const (
 	loadBlocks = 64 // blocks of a load: 256 KiB, as large as any unit
 	loads      = 16 // on their way at a time
@@ -76,7 +80,7 @@ func newQueue(s *Snapshot, ops, readWords int, prio Priority) (*queue, error) {
 	}
 	q := &queue{
 		mem: mem, lists: make(chan *batch, lists), free: make(chan *load, loads),
-		work: make(chan *load, loads), full: make(chan *load, loads), quit: make(chan struct{}),
+		work: make(chan *load, loads), full: make(chan *load, loads), flush: make(chan extent, loads), quit: make(chan struct{}),
 	}
 	cut := func(n int) []byte { b := mem[:n:n]; mem = mem[n:]; return b }
 	q.zeros = cut(loadBlocks * blockSize)
@@ -89,13 +93,47 @@ func newQueue(s *Snapshot, ops, readWords int, prio Priority) (*queue, error) {
 	q.reads = words(cut(readWords * 8))
 	for range fillers {
 		f := &filler{s: s, delta: cut(blockSize), stored: cut(s.file.MaxStored())}
-		q.fillers.Add(1)
-		go func() {
-			defer q.fillers.Done()
-			_ = prio.run(func() error { f.run(q); return nil }) // what the merger was granted
-		}()
+		q.help(prio, func() { f.run(q) })
+	}
+	if d, ok := s.base.(Flushing); ok {
+		q.help(prio, func() { q.runFlusher(d) })
 	}
 	return q, nil
+}
+
+// help runs f beside the merger until close, with the priority that it was
+// granted.
+func (q *queue) help(prio Priority, f func()) {
+	q.helpers.Add(1)
+	go func() {
+		defer q.helpers.Done()
+		_ = prio.run(func() error { f(); return nil })
+	}()
+}
+
+// runFlusher sees to it that the storage is at work while a batch is being
+// written, and not only when it is synced.
+func (q *queue) runFlusher(d Flushing) {
+	for e := range q.flush {
+		d.Flush(e.off, e.end-e.off)
+	}
+}
+
+// written tells the flusher that a load is in the base now. What it does not
+// keep up with is left to the sync.
+func (q *queue) written(l *load) {
+	if len(l.runs) == 0 {
+		return
+	}
+	e := extent{off: int64(l.runs[0].block) * blockSize}
+	for _, r := range l.runs {
+		off := int64(r.block) * blockSize
+		e.off, e.end = min(e.off, off), max(e.end, off+int64(r.bytes))
+	}
+	select {
+	case q.flush <- e:
+	default:
+	}
 }
 
 // next returns the next load, filled; the merger gives it back. Without one the
@@ -118,9 +156,10 @@ func (q *queue) recycle(b *batch) {
 	q.lists <- b
 }
 
-// close ends the planner and the fillers, and frees the memory.
+// close ends the planner and the helpers, and frees the memory.
 func (q *queue) close() {
 	close(q.quit)
-	q.fillers.Wait()
+	close(q.flush)
+	q.helpers.Wait()
 	_ = unix.Munmap(q.mem)
 }

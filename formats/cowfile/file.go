@@ -179,13 +179,13 @@ func (f *File) dataPosition(i int) int64 {
 	m := f.marks[lo-1]
 	pos := m.pos
 	for k := int(m.op); k < i; k++ {
-		pos += int64(binary.LittleEndian.Uint32(f.ops[k*opSizeV3:]))
+		pos += int64(f.dataLength(k))
 	}
 	return pos
 }
 
-// count adds the data ops of a stretch, which begins with o, to the totals. All
-// ops must have been checked.
+// count adds the data ops of a stretch, which begins with o, to the totals, but
+// for their data. All ops must have been checked.
 func (f *File) count(o Op, s stretch) {
 	c := &f.counts
 	switch o.Type {
@@ -196,35 +196,32 @@ func (f *File) count(o Op, s stretch) {
 	case OpZero:
 		c.Zero += s.ops
 	case OpXor:
-		c.Xor++
+		c.Xor += s.ops
 	}
 	c.BlocksCovered += uint32(s.ops) * o.Blocks()
 	c.LastBlock = max(c.LastBlock, o.NewBlock+o.Blocks()-1)
 	if !s.down {
 		c.LastBlock = max(c.LastBlock, o.NewBlock+uint32(s.ops-1))
 	}
-	if o.DataLength == 0 {
+}
+
+// countData adds the stored bytes of an op of that factor.
+func (f *File) countData(factor uint8, stored uint32) {
+	if stored == 0 {
 		return
 	}
-	c.DataBytes += int64(o.DataLength)
-	c.ByFactor[o.Factor]++
-	if int(o.DataLength) >= o.Unit() {
+	c := &f.counts
+	c.DataBytes += int64(stored)
+	c.ByFactor[factor]++
+	if stored >= BlockSize<<factor {
 		c.StoredRaw++
 	} else {
 		c.StoredCompressed++
 	}
 }
 
-// checkData makes sure that an op's data lie at pos and inside the file.
-func (f *File) checkData(o Op, i int, pos int64) error {
-	if o.Type == OpReplace && int64(o.Source) != pos {
-		return refuse(ErrCorrupt, fmt.Sprintf("op %d (%v): data offset", i, o), pos, o.Source)
-	}
-	if end := pos + int64(o.DataLength); end > f.size {
-		return refuse(ErrTruncated, fmt.Sprintf("op %d (%v): end of data", i, o), fmt.Sprintf("inside the file of %d bytes", f.size), end)
-	}
-	return nil
-}
+// dataLength is that of op i.
+func (f *File) dataLength(i int) uint32 { return binary.LittleEndian.Uint32(f.ops[i*opSizeV3:]) }
 
 // alloc returns n zeroed values that live as long as the file. T must not
 // contain pointers.

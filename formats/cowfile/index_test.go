@@ -1,10 +1,14 @@
 package cowfile
 
 import (
+	"bytes"
 	"cmp"
+	"errors"
 	"math/rand/v2"
 	"slices"
 	"testing"
+
+	"pgregory.net/rapid"
 )
 
 func TestSortRuns(t *testing.T) {
@@ -44,6 +48,9 @@ func TestSortRuns(t *testing.T) {
 // Stretches are as long as they can be, and end where a number would overflow.
 func TestStretchAt(t *testing.T) {
 	c := func(block uint32, source uint64) Op { return Op{Type: OpCopy, NewBlock: block, Source: source} }
+	x := func(block uint32, offset uint64) Op {
+		return Op{Type: OpXor, NewBlock: block, Source: offset, DataLength: 1 + block}
+	}
 	z := func(block uint32) Op { return Op{Type: OpZero, NewBlock: block} }
 	top, last := uint32(1<<32-1), uint64(sourceMask)
 	for _, tc := range []struct {
@@ -60,7 +67,11 @@ func TestStretchAt(t *testing.T) {
 		{[]Op{z(top - 1), z(top), z(0)}, stretch{2, false}},
 		{[]Op{c(7, last-1), c(8, last), c(9, 0)}, stretch{2, false}},
 		{[]Op{c(7, 1), c(6, 0), c(5, last)}, stretch{2, true}},
-		{[]Op{{Type: OpXor, NewBlock: 3, DataLength: 1}, {Type: OpXor, NewBlock: 4, DataLength: 1}}, stretch{1, false}},
+		{[]Op{x(3, 0), x(4, 0)}, stretch{1, false}},
+		{[]Op{x(3, 5), x(4, 4101), x(5, 8197), x(6, 8197)}, stretch{3, false}},
+		{[]Op{x(3, 8197), x(2, 4101), x(1, 5), x(0, 1<<48-4091)}, stretch{3, true}},
+		{[]Op{x(3, 1<<48-4097), x(4, 1<<48-1), x(5, 4095)}, stretch{2, false}},
+		{[]Op{x(3, 4096), c(4, 2)}, stretch{1, false}},
 	} {
 		f := &File{n: len(tc.ops), ops: make([]byte, opSizeV3*len(tc.ops))}
 		for i, o := range tc.ops {
@@ -121,14 +132,79 @@ func TestOrderByStretches(t *testing.T) {
 	}
 }
 
-// orderIsGood is the definition of section 7.4 for copies.
+// orderIsGood is the definition of section 7.4.
 func orderIsGood(ops []Op) bool {
 	written := map[uint64]bool{}
 	for _, o := range ops {
-		if written[o.Source] {
+		if first, last := o.SourceBlocks(); written[first] || written[last] {
 			return false
 		}
 		written[uint64(o.NewBlock)] = true
 	}
 	return true
+}
+
+// Extents that are copied or changed, up and down, with sources at any byte, are
+// refused if, and only if, the definition says so; and data are where a plain sum
+// of their lengths says.
+func TestStretchesAreAsSingleOps(t *testing.T) {
+	good := 0
+	rapid.Check(t, func(t *rapid.T) {
+		var ops []Op
+		var sum []int64
+		next, pos := 0, int64(0)
+		for range rapid.IntRange(1, 6).Draw(t, "extents") {
+			n := rapid.IntRange(1, 40).Draw(t, "length")
+			from := rapid.IntRange(0, 300).Draw(t, "source")
+			shift := rapid.SampledFrom([]int{-1, 0, 0, 1, 2048}).Draw(t, "byte")
+			down, xor := rapid.Bool().Draw(t, "down"), rapid.Bool().Draw(t, "xor")
+			for k := range n {
+				if down {
+					k = n - 1 - k
+				}
+				o := Op{Type: OpCopy, NewBlock: uint32(next + k), Source: uint64(from + k)}
+				if xor {
+					o.Type, o.Source = OpXor, uint64(max(0, (from+k)*BlockSize+shift))
+					o.DataLength, o.Compression = uint32(1+k%7), LZ4
+				}
+				ops, sum = append(ops, o), append(sum, pos)
+				pos += int64(o.DataLength)
+			}
+			next += n + rapid.IntRange(0, 1).Draw(t, "gap")
+		}
+		var d file
+		w, err := NewWriter(&d, WriterOptions{Version: 3, NoScratch: true, Compression: LZ4, OpCountMax: uint32(len(ops))})
+		for _, o := range ops {
+			err = errors.Join(err, w.Add(o, make([]byte, o.DataLength)))
+		}
+		_, finished := w.Finish()
+		if err := errors.Join(err, finished); err != nil {
+			t.Fatal(err)
+		}
+		f, err := Open(bytes.NewReader(d.b), int64(len(d.b)), nil)
+		if want := orderIsGood(ops); (err == nil) != want {
+			t.Fatalf("expected good: %v, found %v", want, err)
+		}
+		if err != nil {
+			return
+		}
+		good++
+		for i, o := range ops {
+			if f.Op(i) != o || f.Find(o.NewBlock) != i {
+				t.Fatalf("expected op %d to be %v, found %v; by its block %d", i, o, f.Op(i), f.Find(o.NewBlock))
+			}
+			if o.Type != OpXor {
+				continue
+			}
+			if at, want := f.DataOffset(i, o), f.h.dataOffset()+sum[i]; at != want {
+				t.Fatalf("op %d: expected its data at %d, found %d", i, want, at)
+			}
+		}
+		if c := f.Counts(); c.DataBytes != pos || c.Ops() != len(ops) {
+			t.Fatalf("expected %d ops with %d bytes, found %+v", len(ops), pos, c)
+		}
+	})
+	if good == 0 {
+		t.Error("no file was good")
+	}
 }

@@ -213,10 +213,7 @@ func (c *orderCheck) stretch(i, pos int, s stretch) error {
 		return refuse(ErrMergeOrder, fmt.Sprintf("position %d: op %d (%v)", pos, i, o), "every copy and xor op before the first other op",
 			fmt.Sprintf("it behind op %d (%v)", u, f.Op(u)))
 	}
-	lo, hi := o.SourceBlocks()
-	if s.ops > 1 {
-		lo, hi = s.sources(o)
-	}
+	lo, hi := s.sources(o)
 	if s.ops > 1 && (s.overlapsItself(o) || c.overwritten(lo, hi) >= 0) {
 		// Which op is it?
 		for k := range s.ops {

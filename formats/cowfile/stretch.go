@@ -2,10 +2,11 @@ package cowfile
 
 import "encoding/binary"
 
-// A stretch is a number of consecutive copy or zero ops whose blocks – and
+// A stretch is a number of consecutive copy, zero or xor ops whose blocks – and
 // sources – all go up or all go down by one: what remains of a file that has
 // moved. Most ops of real deltas are in long ones, and everything that is asked
-// of each op at Open can be answered for a whole stretch.
+// of each op at Open can be answered for a whole stretch, except how long the
+// data of each xor op are.
 type stretch struct {
 	ops  int
 	down bool
@@ -29,28 +30,34 @@ func (f *File) stretchOf(i, most int) stretch {
 	le := binary.LittleEndian
 	b := f.ops[i*opSizeV3 : (i+most)*opSizeV3]
 	at, info := le.Uint64(b), le.Uint64(b[8:]) // data_length and new_block, source_info
-	step := uint64(0)
+	step, alike := uint64(0), ^uint64(0)       // alike: what must be as expected of the first word
 	switch OpType(info >> typeShift) {
 	case OpCopy:
 		step = 1
 	case OpZero:
+	case OpXor:
+		step, alike = BlockSize, ^uint64(1<<32-1)
 	default:
 		return stretch{ops: 1}
 	}
 	block, source := at>>32, info&sourceMask
-	limit, down := min(1<<32-block, sourceMask-source+1), false
+	limit, down := 1<<32-block, false
 	move := uint64(1 << 32)
-	if len(b) >= 2*opSizeV3 && le.Uint64(b[opSizeV3:]) == at-move {
-		down, move, step = true, -move, -step
+	if len(b) >= 2*opSizeV3 && (le.Uint64(b[opSizeV3:])^(at-move))&alike == 0 {
+		down, move = true, -move
 		limit = block + 1
-		if step != 0 {
-			limit = min(limit, source+1)
-		}
+	}
+	switch {
+	case step != 0 && down:
+		limit = min(limit, source/step+1)
+		step = -step
+	case step != 0:
+		limit = min(limit, (sourceMask-source)/step+1)
 	}
 	n := 1
 	for b = b[opSizeV3:]; len(b) >= opSizeV3 && uint64(n) < limit; b = b[opSizeV3:] {
 		at, info = at+move, info+step
-		if le.Uint64(b) != at || le.Uint64(b[8:]) != info {
+		if (le.Uint64(b)^at)&alike != 0 || le.Uint64(b[8:]) != info {
 			break
 		}
 		n++
@@ -71,21 +78,26 @@ func (r *run) extendBy(n int, down bool) int {
 	return n
 }
 
-// overlapsItself tells whether the stretch that begins with copy op o reads a block
-// that an earlier op of it writes.
+// overlapsItself tells whether the stretch that begins with ordered op o may
+// read a block that an earlier op of it writes. It is sure of copies.
 func (s stretch) overlapsItself(o Op) bool {
-	ahead := int64(o.NewBlock) - int64(o.Source)
-	if s.down {
-		ahead = -ahead
+	first, last := o.SourceBlocks()
+	ahead := func(source uint64) bool {
+		n := int64(o.NewBlock) - int64(source)
+		if s.down {
+			n = -n
+		}
+		return 0 < n && n < int64(s.ops)
 	}
-	return 0 < ahead && ahead < int64(s.ops)
+	return ahead(first) || ahead(last)
 }
 
-// sources is the range of blocks that the stretch, which begins with copy op o,
-// reads.
+// sources is the range of blocks that the stretch, which begins with ordered op
+// o, reads.
 func (s stretch) sources(o Op) (first, last uint64) {
+	first, last = o.SourceBlocks()
 	if s.down {
-		return o.Source - uint64(s.ops-1), o.Source
+		return first - uint64(s.ops-1), last
 	}
-	return o.Source, o.Source + uint64(s.ops-1)
+	return first, last + uint64(s.ops-1)
 }

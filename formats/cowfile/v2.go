@@ -235,6 +235,7 @@ func (f *File) scanOp(o RawOp, s *scanV2) {
 		op := f.pack(o)
 		s.runs.add(op, c.Ops(), stretch{ops: 1})
 		f.count(op, stretch{ops: 1})
+		f.countData(op.Factor, op.DataLength)
 	}
 }
 

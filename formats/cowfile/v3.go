@@ -49,23 +49,53 @@ func (f *File) checkTableV3() error {
 			return refuse(ErrCorrupt, fmt.Sprintf("op %d (%v): reserved bits of source_info", i, o), 0, fmt.Sprintf("%#x", flags))
 		}
 		if o.DataLength > 0 {
-			if int(o.DataLength) > o.Unit() {
-				return refuse(ErrCorrupt, fmt.Sprintf("op %d (%v): data_length", i, o), fmt.Sprintf("at most the unit, %d", o.Unit()), o.DataLength)
-			}
-			if f.comp == None && int(o.DataLength) != o.Unit() {
-				return refuse(ErrCorrupt, fmt.Sprintf("op %d (%v): uncompressed data", i, o), fmt.Sprintf("%d bytes", o.Unit()), o.DataLength)
-			}
-			if err := f.checkData(o, i, pos); err != nil {
+			var err error
+			if pos, err = f.takeData(o, i, s, pos); err != nil {
 				return err
 			}
 		}
-		pos += int64(o.DataLength)
 		f.count(o, s)
 		runs.add(o, i, s)
 		i += s.ops // the others of a stretch are right if the first is
 	}
 	f.end, f.nRuns = pos, runs.n
 	return nil
+}
+
+// takeData checks and counts the data of a stretch, which begins with op i, o,
+// and at byte pos of the file. It returns where they end.
+func (f *File) takeData(o Op, i int, s stretch, pos int64) (end int64, err error) {
+	unit := uint32(o.Unit())
+	for k := range s.ops {
+		n := f.dataLength(i + k)
+		end = pos + int64(n)
+		fits := n == unit || 0 < n && n < unit && f.comp != None
+		if !fits || end > f.size || o.Type == OpReplace && int64(o.Source) != pos {
+			return 0, f.refuseData(i+k, pos)
+		}
+		f.countData(o.Factor, n)
+		pos = end
+	}
+	return pos, nil
+}
+
+// refuseData says what is wrong with the data of op i, which should begin at
+// byte pos of the file.
+func (f *File) refuseData(i int, pos int64) error {
+	o := f.Op(i)
+	if err := checkOp(o, i, f.h.MaxCompression); err != nil {
+		return err
+	}
+	if int(o.DataLength) > o.Unit() {
+		return refuse(ErrCorrupt, fmt.Sprintf("op %d (%v): data_length", i, o), fmt.Sprintf("at most the unit, %d", o.Unit()), o.DataLength)
+	}
+	if f.comp == None && int(o.DataLength) != o.Unit() {
+		return refuse(ErrCorrupt, fmt.Sprintf("op %d (%v): uncompressed data", i, o), fmt.Sprintf("%d bytes", o.Unit()), o.DataLength)
+	}
+	if o.Type == OpReplace && int64(o.Source) != pos {
+		return refuse(ErrCorrupt, fmt.Sprintf("op %d (%v): data offset", i, o), pos, o.Source)
+	}
+	return refuse(ErrTruncated, fmt.Sprintf("op %d (%v): end of data", i, o), fmt.Sprintf("inside the file of %d bytes", f.size), pos+int64(o.DataLength))
 }
 
 // markV3 records the data position of every markEvery-th op, if anybody will
@@ -83,7 +113,7 @@ func (f *File) markV3() error {
 		if i%markEvery == 0 {
 			f.marks[i/markEvery] = mark{pos: pos, op: uint32(i)}
 		}
-		pos += int64(binary.LittleEndian.Uint32(f.ops[i*opSizeV3:]))
+		pos += int64(f.dataLength(i))
 	}
 	return nil
 }

@@ -79,8 +79,10 @@ func scattered(path string) error {
 	})
 }
 
-// extent is blocks that move together.
+// extent is blocks that move together, at most longestMove.
 type extent struct{ to, from, blocks uint32 }
+
+const longestMove = 516
 
 // movedApart fills the first half of an image with extents of its second half,
 // in another order: copies that do not overlap.
@@ -112,14 +114,22 @@ func movedALittle(blocks uint32) (moves []extent) {
 	return moves
 }
 
+// movedByOne moves all blocks but the last by one.
+func movedByOne(blocks uint32) (moves []extent) {
+	for at := uint32(0); at < blocks-1; at += longestMove {
+		moves = append(moves, extent{to: at, from: at + 1, blocks: min(longestMove, blocks-1-at)})
+	}
+	return moves
+}
+
 // copies writes the COW that makes these moves, which must be in an order in
 // which they can be made.
-func copies(path string, moves []extent, scratch uint32) error {
+func copies(path string, moves []extent) error {
 	ops := 0
 	for _, m := range moves {
 		ops += int(m.blocks)
 	}
-	return writeCow(path, cowfile.WriterOptions{Version: 3, OpCountMax: uint32(ops), ScratchSize: scratch}, func(w cowfile.Writer) error {
+	return writeCow(path, cowfile.WriterOptions{Version: 3, OpCountMax: uint32(ops)}, func(w cowfile.Writer) error {
 		for _, m := range moves {
 			for k := range m.blocks {
 				if err := w.Add(cowfile.Op{Type: cowfile.OpCopy, NewBlock: m.to + k, Source: uint64(m.from + k)}, nil); err != nil {
