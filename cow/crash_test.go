@@ -23,7 +23,9 @@ var errPowerCut = errors.New("power cut")
 // later power cut may undo them.
 //
 // The steps of a run are recorded once, and what a cut at any of them leaves
-// is computed from the record, since only the merging goroutine writes.
+// is computed from the record. So that only the merging goroutine writes, batches
+// are committed inline or, which is the most that commits made aside can be
+// behind, late.
 
 // walker goes through what cuts leave, through what cuts of the recoveries from
 // those leave, and so on, each storage once.
@@ -52,6 +54,9 @@ type cutState struct {
 
 // walk returns an error that says which cuts one after the other lead to it.
 func (w *walker) walk() error {
+	if w.limits.commit == commitAside {
+		w.limits.commit = commitInline
+	}
 	w.seen = map[uint64]bool{}
 	w.add(cutState{storage: storageOf(w.c)})
 	for len(w.todo) > 0 {
@@ -277,7 +282,9 @@ func TestCrashWalk(t *testing.T) {
 			c := generate(t, uint64(len(tc.name))*1000+seed, tc.blocks+tc.more*int(seed), seed%3 > 0)
 			t.Run(tc.name+"/"+c.name, func(t *testing.T) {
 				t.Parallel()
-				w := &walker{c: c, limits: tc.limits, r: rand.New(rand.NewPCG(seed, 1)), depth: tc.depth, take: tc.take}
+				limits := tc.limits
+				limits.commit = [...]commitTime{commitInline, commitLate}[seed%2]
+				w := &walker{c: c, limits: limits, r: rand.New(rand.NewPCG(seed, 1)), depth: tc.depth, take: tc.take}
 				if err := w.walk(); err != nil {
 					t.Fatal(err)
 				}

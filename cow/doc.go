@@ -39,7 +39,7 @@
 // merge order is not the table's, and nothing else. The op table of a version
 // 3 file is mapped. Work buffers are mapped when a request needs them and
 // unmapped by Trim; none is ever freed while a request owns it. A merge maps
-// about 4.5 MiB while it runs, and one bit a block of the source.
+// about 4.5 MiB while it runs, and two bits a block of the source.
 //
 // # Caveats
 //

@@ -63,8 +63,8 @@ func largeSample(t testing.TB, blocks int) sample {
 // budget is what docs/memory.md says that a merge maps.
 func budget(s *Snapshot) int64 {
 	fillers := min(runtime.GOMAXPROCS(0), maxFillers)
-	b := 16*256<<10 + 256<<10 + 256<<10 + 3*4096*8
-	b += int(s.source.Size()/blockSize)/8 + fillers*(s.file.MaxStored()+blockSize)
+	b := 16*256<<10 + 256<<10 + 256<<10 + 4*4096*8
+	b += int(s.source.Size()/blockSize)/8*2 + fillers*(s.file.MaxStored()+blockSize)
 	return int64(b)
 }
 

@@ -22,7 +22,7 @@ type MergeOptions struct {
 	// multiple of 4096; 0 means 16 MiB. What a crash makes the next merge do
 	// again is at most this much.
 	BatchBytes int64
-	// OnProgress is called after each batch, from the merging goroutine.
+	// OnProgress is called after each batch, by one goroutine at a time.
 	OnProgress func(Progress)
 
 	limits mergeLimits // for tests; zero means the defaults
@@ -34,7 +34,17 @@ type mergeLimits struct {
 	window int // blocks of the scratch area that are used
 	worth  int // length from which a conflict-free batch beats a window
 	zeros  int // blocks from which a call that zeroes them beats writing
+	commit commitTime
 }
+
+// commitTime is when a batch is committed that went straight to the base.
+type commitTime uint8
+
+const (
+	commitAside  commitTime = iota // at once, while the next batch is being written
+	commitInline                   // before anything else; for tests
+	commitLate                     // when the next batch is written; for tests
+)
 
 func (l *mergeLimits) complete(capacity int) {
 	l.batch = cmp.Or(l.batch, batchBlocks)
@@ -104,6 +114,10 @@ type merger struct {
 	throttle throttle
 	stats    MergeStats
 
+	taken   int    // ops in batches that were begun, those before the start included
+	pending *batch // written, and not known to be committed
+	q       *queue
+
 	window  []windowBlock // kept for the next one
 	entries []byte
 }
@@ -151,14 +165,14 @@ func (m *merger) mergeUntilPaused(ctx context.Context) (err error) {
 		return err
 	}
 	defer q.close()
-	for !s.complete && s.merge.mayProceed(ctx) {
+	q.help(m.o.Priority, func() { m.runCommitter(q) })
+	m.q, m.taken = q, s.merged
+	for err == nil && m.taken < s.file.NumOps() && s.merge.mayProceed(ctx) {
 		start, written, slept := time.Now(), m.stats.BlocksWritten, m.throttle.slept
-		if err := m.mergeBatch(ctx, q); err != nil {
-			return err
-		}
+		err = m.mergeBatch(ctx)
 		q.pace.adapt(m.stats.BlocksWritten-written, time.Since(start)-(m.throttle.slept-slept))
 	}
-	return nil
+	return cmp.Or(err, m.settle())
 }
 
 // pace is how many blocks a batch may have, as the storage's speed allows.
@@ -178,40 +192,84 @@ func (p *pace) adapt(blocks int64, took time.Duration) {
 
 // mergeBatch merges a batch. Until its commit, or until it is in the scratch
 // area, its ops read intact sources, however often it is begun.
-func (m *merger) mergeBatch(ctx context.Context, q *queue) error {
+//
+// While a batch is being committed, the next one may already be written, if it
+// leaves what the first one reads: should the first commit not come to pass, both
+// can be done again from the start of the first. Together they are one batch then,
+// as far as a crash can tell.
+func (m *merger) mergeBatch(ctx context.Context) error {
 	var b *batch
 	for scratched, last := 0, false; !last; {
-		l, err := q.next()
+		l, err := m.q.next()
 		if err != nil {
 			return err
+		}
+		if b == nil && (l.batch.window || l.batch.overwrites) {
+			if err := m.settle(); err != nil {
+				return err
+			}
 		}
 		b, last = l.batch, l.last
 		if b.window {
 			err = m.writeScratch(l, scratched)
 			scratched += len(l.buf) / blockSize
 		} else {
-			err = m.writeBase(ctx, l, q.zeros)
-			q.written(l)
+			err = m.writeBase(ctx, l, m.q.zeros)
+			m.q.written(l)
 		}
 		if err != nil {
 			return err
 		}
-		q.giveBack(l)
+		m.q.giveBack(l)
 	}
-	finish := m.finishBatch
+	m.taken += len(b.ops)
 	if b.window {
-		finish = m.openWindow
-	}
-	if err := finish(ctx, b.ops); err != nil {
+		err := m.openWindow(ctx, b.ops)
+		m.q.recycle(b)
 		return err
 	}
-	q.recycle(b)
+	m.stats.Batches++
+	return m.finishBatch(b)
+}
+
+// finishBatch has a batch committed that is in the base, after the one before.
+func (m *merger) finishBatch(b *batch) error {
+	if err := m.settle(); err != nil {
+		return err
+	}
+	m.pending = b
+	switch m.o.limits.commit {
+	case commitAside:
+		m.q.commit <- b
+	case commitInline:
+		return m.settle()
+	}
 	return nil
 }
 
-func (m *merger) finishBatch(_ context.Context, ops []batchOp) error {
-	m.stats.Batches++
-	return m.commit(ops)
+// settle waits until nothing is pending.
+func (m *merger) settle() error {
+	b := m.pending
+	if b == nil {
+		return nil
+	}
+	m.pending = nil
+	defer m.q.recycle(b)
+	if m.o.limits.commit == commitAside {
+		return <-m.q.done
+	}
+	return m.commit(b.ops)
+}
+
+// runCommitter commits batches beside the merger, which asks for the next one
+// when the last one is done.
+func (m *merger) runCommitter(q *queue) {
+	for b := range q.commit {
+		q.done <- func() (err error) {
+			defer faultToError(debug.SetPanicOnFault(true), &err)
+			return m.commit(b.ops)
+		}()
+	}
 }
 
 // growBase lengthens the base to the snapshot's size while no request reads it.

@@ -359,3 +359,64 @@ func TestMergeRetries(t *testing.T) {
 		t.Fatal("after the retry: " + firstDifference(got, c.target))
 	}
 }
+
+// stuckBase is a base whose syncs wait until blocks from second on were written.
+type stuckBase struct {
+	*memDevice
+	second  int64
+	written chan struct{}
+	once    sync.Once
+}
+
+func (d *stuckBase) WriteAt(p []byte, off int64) (int, error) {
+	if off >= d.second*blockSize {
+		d.once.Do(func() { close(d.written) })
+	}
+	return d.memDevice.WriteAt(p, off)
+}
+
+func (d *stuckBase) Sync() error {
+	select {
+	case <-d.written:
+		return d.memDevice.Sync()
+	case <-time.After(20 * time.Second):
+		return errors.New("nothing was written meanwhile")
+	}
+}
+
+// A batch is written while the one before it is still being committed: here the
+// first commit cannot end before that.
+func TestCommitAside(t *testing.T) {
+	const n, from = 10, 50 // ops, which read what nobody writes
+	mem := &growMem{}
+	w, err := cowfile.NewWriter(cowfile.WriteOnly(mem), cowfile.WriterOptions{Version: 3, NoScratch: true, OpCountMax: n})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range uint32(n) {
+		if err := w.Add(cowfile.Op{Type: cowfile.OpCopy, NewBlock: i, Source: uint64(i + from)}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := w.Finish(); err != nil {
+		t.Fatal(err)
+	}
+	base := make([]byte, (n+from)*blockSize)
+	for i := range base {
+		base[i] = byte(i / blockSize)
+	}
+	target := append(bytes.Clone(base[from*blockSize:]), base[n*blockSize:]...)
+	d := &stuckBase{memDevice: newMem(base), second: int64(tight.batch), written: make(chan struct{})}
+	s, err := Open(Options{Cow: newMem(mem.b), Base: d})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if stats, err := s.Merge(t.Context(), MergeOptions{limits: tight}); err != nil || stats.Batches != n/int64(tight.batch) {
+		t.Fatalf("expected %d batches, found %+v, %v", n/tight.batch, stats, err)
+	}
+	got := make([]byte, len(base))
+	if err := readFull(d, got, 0); err != nil || !bytes.Equal(got, target) {
+		t.Errorf("the base is not the target: %v %s", err, firstDifference(got, target))
+	}
+}

@@ -23,6 +23,10 @@ import (
 //	the program       what the running merge still does: a list of steps
 //	the view          what the running process knows: merged ops, the window
 //
+// The program is that of commits made inline. That the next batch may be written
+// before the commit of one whose sources it leaves alone makes both, to a crash,
+// one batch; TestCrashWalk has that at its worst.
+//
 // Which ops make up a batch, and whether they take the scratch area, is asked
 // of the planner itself (planner.choose), with a COW of the same copies. A batch
 // then is one of two programs,
@@ -464,7 +468,8 @@ func choiceOf(s *Snapshot, l mergeLimits, merged int) choice {
 	b := &batch{ops: make([]batchOp, 0, modelBlocks)}
 	q := &queue{}
 	q.pace.limit.Store(int64(l.batch))
-	p := &planner{s: s, q: q, limits: l, it: s.file.Merge(merged), peeked: -1, planned: merged, reads: make([]uint64, 1), b: b}
+	p := &planner{s: s, q: q, limits: l, it: s.file.Merge(merged), peeked: -1, planned: merged, b: b}
+	p.reads.words, p.before.words = make([]uint64, 1), make([]uint64, 1)
 	p.choose()
 	return choice{len(b.ops), b.window}
 }

@@ -188,16 +188,28 @@ func (o *orderer) waves() {
 		}
 	}
 	heap.Init(&ready)
-	wave := make([]uint32, 0, batchBlocks)
-	for len(ready.blocks) >= worthBatching {
+	// What a wave makes free is for the wave after the next, where there is
+	// enough: that one can be written while this one is being committed.
+	wave, freed := make([]uint32, 0, batchBlocks), make([]uint32, 0, batchBlocks)
+	add := func() {
+		for _, i := range freed {
+			heap.Push(&ready, i)
+		}
+		freed = freed[:0]
+	}
+	for len(ready.blocks)+len(freed) >= worthBatching {
+		if len(ready.blocks) < batchBlocks {
+			add()
+		}
 		wave = wave[:0]
 		for len(wave) < batchBlocks && len(ready.blocks) > 0 {
 			wave = append(wave, heap.Pop(&ready).(uint32))
 		}
+		add()
 		slices.Sort(wave)
 		for _, i := range longRuns(wave, o.neighbours) {
 			if s, ok := o.take(int(i)); ok {
-				heap.Push(&ready, uint32(s))
+				freed = append(freed, uint32(s))
 			}
 		}
 	}

@@ -20,7 +20,8 @@ type planner struct {
 	it      *cowfile.MergeIter
 	peeked  int      // op that the iterator has given but no batch has taken, or −1
 	planned int      // ops in batches, those before the start included
-	reads   []uint64 // set of the blocks that ops of the batch read
+	reads   blockSet // what ops of the batch read
+	before  blockSet // what ops of the batch before it read
 
 	b   *batch
 	cur *load
@@ -37,7 +38,7 @@ func (s *Snapshot) prepare(limits mergeLimits, prio Priority) (*queue, error) {
 	}
 	q.pace.most = int64(limits.batch)
 	q.pace.limit.Store(q.pace.most)
-	p := &planner{s: s, q: q, limits: limits, it: s.file.Merge(s.merged), peeked: -1, planned: s.merged, reads: q.reads}
+	p := &planner{s: s, q: q, limits: limits, it: s.file.Merge(s.merged), peeked: -1, planned: s.merged, reads: q.sets[0], before: q.sets[1]}
 	go func() {
 		defer close(q.full)
 		defer close(q.work)
@@ -72,7 +73,10 @@ func (p *planner) step() error {
 		p.choose()
 		work = p.ordered
 	}
-	if err := work(); err != nil {
+	err := work()
+	p.reads, p.before = p.before, p.reads
+	p.reads.clear()
+	if err != nil {
 		return err
 	}
 	if len(p.b.ops) == 0 {
@@ -121,7 +125,9 @@ func (p *planner) choose() {
 	default:
 		p.unget(conflict)
 	}
-	if !b.window {
+	if b.window {
+		p.reads.clear() // it is committed before anything else is written
+	} else {
 		slices.SortFunc(b.ops, func(a, b batchOp) int { return cmp.Compare(a.block, b.block) })
 	}
 }
@@ -130,7 +136,6 @@ func (p *planner) choose() {
 // block that an op of the batch reads. It returns the op that ended the batch
 // because it would, or −1.
 func (p *planner) gather(limit int) (conflict int) {
-	defer p.forgetReads()
 	for len(p.b.ops) < limit {
 		i, o, ok := p.next(true)
 		if !ok {
@@ -138,28 +143,40 @@ func (p *planner) gather(limit int) (conflict int) {
 		}
 		first, last := o.SourceBlocks()
 		own := uint64(o.NewBlock)
-		if p.isRead(own) || first <= own && own <= last {
+		if p.reads.has(own) || first <= own && own <= last {
 			return i
 		}
-		p.setRead(first)
-		p.setRead(last)
+		p.reads.add(first, last)
+		p.b.overwrites = p.b.overwrites || p.before.has(own)
 		p.b.ops = append(p.b.ops, batchOp{o.NewBlock, uint32(i)})
 	}
 	return -1
 }
 
-// A block beyond the source's end is read by nobody.
-func (p *planner) isRead(b uint64) bool {
-	return b/64 < uint64(len(p.reads)) && p.reads[b/64]>>(b%64)&1 != 0
+// blockSet is a set of blocks of the source.
+type blockSet struct {
+	words  []uint64 // a bit a block
+	lo, hi int      // the words from lo on and before hi may have bits
 }
 
-func (p *planner) setRead(b uint64) { p.reads[b/64] |= 1 << (b % 64) }
+// has: a block beyond the source's end is in no set.
+func (s *blockSet) has(b uint64) bool {
+	return b/64 < uint64(len(s.words)) && s.words[b/64]>>(b%64)&1 != 0
+}
 
-func (p *planner) forgetReads() {
-	for _, b := range p.b.ops {
-		first, last := p.s.file.Op(int(b.op)).SourceBlocks()
-		p.reads[first/64], p.reads[last/64] = 0, 0
+// add adds two blocks, of which the first one is not behind the other.
+func (s *blockSet) add(first, last uint64) {
+	s.words[first/64] |= 1 << (first % 64)
+	s.words[last/64] |= 1 << (last % 64)
+	if s.hi == 0 {
+		s.lo = int(first / 64)
 	}
+	s.lo, s.hi = min(s.lo, int(first/64)), max(s.hi, int(last/64)+1)
+}
+
+func (s *blockSet) clear() {
+	clear(s.words[s.lo:s.hi])
+	s.lo, s.hi = 0, 0
 }
 
 // extendWindow makes the batch a window, as long as it can be. What the search
@@ -202,6 +219,9 @@ func (p *planner) unordered() error {
 			return nil
 		}
 		n := int(o.Blocks())
+		for k := 0; k < n && p.before.hi > 0; k++ {
+			p.b.overwrites = p.b.overwrites || p.before.has(uint64(o.NewBlock)+uint64(k))
+		}
 		if err := p.add(len(p.b.ops), o.NewBlock, n, o.Type == cowfile.OpZero); err != nil {
 			return err
 		}

@@ -15,9 +15,9 @@ import (
 // That blocks are read long before earlier ones are written is safe: no op
 // reads a block that an earlier op, or another op of its batch, writes.
 type queue struct {
-	mem   []byte   // one mapping for everything
-	zeros []byte   // as many as fit in a load; never touched, so that they cost nothing
-	reads []uint64 // the planner's
+	mem   []byte      // one mapping for everything
+	zeros []byte      // as many as fit in a load; never touched, so that they cost nothing
+	sets  [2]blockSet // the planner's
 	pace  pace
 	lists chan *batch // batches that nobody owns
 	free  chan *load  // loads that nobody owns
@@ -25,15 +25,18 @@ type queue struct {
 	work    chan *load     // from the planner to the fillers
 	full    chan *load     // from the planner to the merger, who waits until they are filled
 	flush   chan extent    // from the merger to the flusher: written to the base
-	helpers sync.WaitGroup // fillers and flusher
+	commit  chan *batch    // from the merger to the committer: written
+	done    chan error     // from the committer to the merger
+	helpers sync.WaitGroup // fillers, flusher and committer
 	err     error          // the planner's; valid once full is closed
 	quit    chan struct{}  // closed when the merger has enough
 }
 
 // batch is a stretch of the merge order that is committed at once.
 type batch struct {
-	ops    []batchOp // never longer than its capacity
-	window bool      // goes through the scratch area
+	ops        []batchOp // never longer than its capacity
+	window     bool      // goes through the scratch area
+	overwrites bool      // what ops of the batch before it read
 }
 
 // batchOp is an op and its first block.
@@ -66,7 +69,7 @@ type extent struct{ off, end int64 }
 const (
 	loadBlocks = 64 // blocks of a load: 256 KiB, as large as any unit
 	loads      = 16 // on their way at a time
-	lists      = 3  // batches on their way at a time
+	lists      = 4  // batches on their way at a time
 	maxFillers = 4
 )
 
@@ -74,13 +77,14 @@ const (
 func newQueue(s *Snapshot, ops, readWords int, prio Priority) (*queue, error) {
 	const opSize = int(unsafe.Sizeof(batchOp{}))
 	fillers, spare := min(runtime.GOMAXPROCS(0), maxFillers), blockSize+s.file.MaxStored()
-	mem, err := mapAnonymous((loads+1)*loadBlocks*blockSize + (lists*ops+readWords)*opSize + fillers*spare)
+	mem, err := mapAnonymous((loads+1)*loadBlocks*blockSize + (lists*ops+2*readWords)*opSize + fillers*spare)
 	if err != nil {
 		return nil, err
 	}
 	q := &queue{
 		mem: mem, lists: make(chan *batch, lists), free: make(chan *load, loads),
-		work: make(chan *load, loads), full: make(chan *load, loads), flush: make(chan extent, loads), quit: make(chan struct{}),
+		work: make(chan *load, loads), full: make(chan *load, loads), flush: make(chan extent, loads),
+		commit: make(chan *batch), done: make(chan error, 1), quit: make(chan struct{}),
 	}
 	cut := func(n int) []byte { b := mem[:n:n]; mem = mem[n:]; return b }
 	q.zeros = cut(loadBlocks * blockSize)
@@ -90,7 +94,9 @@ func newQueue(s *Snapshot, ops, readWords int, prio Priority) (*queue, error) {
 	for range lists {
 		q.lists <- &batch{ops: batchOpsIn(cut(ops * opSize))}
 	}
-	q.reads = words(cut(readWords * 8))
+	for k := range q.sets {
+		q.sets[k].words = words(cut(readWords * 8))
+	}
 	for range fillers {
 		f := &filler{s: s, delta: cut(blockSize), stored: cut(s.file.MaxStored())}
 		q.help(prio, func() { f.run(q) })
@@ -152,7 +158,7 @@ func (q *queue) giveBack(l *load) {
 }
 
 func (q *queue) recycle(b *batch) {
-	b.ops, b.window = b.ops[:0], false
+	b.ops, b.window, b.overwrites = b.ops[:0], false, false
 	q.lists <- b
 }
 
@@ -160,6 +166,7 @@ func (q *queue) recycle(b *batch) {
 func (q *queue) close() {
 	close(q.quit)
 	close(q.flush)
+	close(q.commit)
 	q.helpers.Wait()
 	_ = unix.Munmap(q.mem)
 }
