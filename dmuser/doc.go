@@ -64,8 +64,8 @@
 // # Who serves
 //
 // A few goroutines take turns at each device; see package turns. Whatever the
-// carrier, an idle device costs one that waits, which for "fuse" is a blocked
-// thread. No timer runs, nothing polls.
+// carrier, an idle device costs one that waits, and its thread. An NBD client of
+// the exports costs no thread. No timer runs, nothing polls.
 //
 // # Memory
 //

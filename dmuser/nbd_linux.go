@@ -206,9 +206,6 @@ func plug(give func(theirs int) error) (ours int, err error) {
 	if err == nil && hungUp(pair[0]) {
 		err = errDropped
 	}
-	if err == nil {
-		err = unix.SetNonblock(pair[0], true)
-	}
 	if err != nil {
 		_ = unix.Close(pair[0])
 		return -1, err
@@ -226,6 +223,27 @@ func hungUp(fd int) bool {
 	}
 }
 
+// driverConn is our end of a connection. Reads block and so keep a thread, for
+// waiting in the runtime's poller takes two calls more for each request.
+type driverConn struct {
+	*os.File
+	fd   int
+	once sync.Once
+}
+
+func newDriverConn(fd int) *driverConn {
+	return &driverConn{File: os.NewFile(uintptr(fd), "nbd connection"), fd: fd}
+}
+
+// Close ends reads and writes that are under way.
+func (c *driverConn) Close() (err error) {
+	c.once.Do(func() {
+		_ = unix.Shutdown(c.fd, unix.SHUT_RDWR)
+		err = c.File.Close()
+	})
+	return err
+}
+
 // serve answers the driver on fd, which says by its name to other processes that
 // the device is served.
 func (d *nbdDev) serve(fd int) {
@@ -233,7 +251,7 @@ func (d *nbdDev) serve(fd int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.running++
-	d.session = nbd.Start(os.NewFile(uintptr(fd), "nbd connection"), d.backend, d.buffers, nbd.Options{
+	d.session = nbd.Start(newDriverConn(fd), d.backend, d.buffers, nbd.Options{
 		Trusted: true, Over: d.sessionOver, Ended: d.sessionEnded,
 	})
 }

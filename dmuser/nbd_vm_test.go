@@ -371,7 +371,7 @@ func TestNbdFio(t *testing.T) {
 	closeDevice(t, d)
 }
 
-// An idle device is one goroutine that waits, and no thread.
+// An idle device is one thread that waits.
 func TestNbdIdle(t *testing.T) {
 	ch := startChild(t, nbds, testSize)
 	f, err := os.Open(ch.path)

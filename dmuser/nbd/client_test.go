@@ -223,15 +223,15 @@ func (c *client) expectEnd() {
 	}
 }
 
-func optionHead(o option, length int) []byte {
+func optionHead(o option, length uint32) []byte {
 	b := binary.BigEndian.AppendUint64(nil, magicOption)
 	b = binary.BigEndian.AppendUint32(b, uint32(o))
-	return binary.BigEndian.AppendUint32(b, uint32(length))
+	return binary.BigEndian.AppendUint32(b, length)
 }
 
 func (c *client) option(o option, data []byte) {
 	c.t.Helper()
-	c.send(append(optionHead(o, len(data)), data...))
+	c.send(append(optionHead(o, uint32(len(data))), data...))
 }
 
 // reply reads one reply to an option and gives its data.

@@ -30,7 +30,7 @@ func (s *script) SetWriteDeadline(time.Time) error { return nil }
 
 func says(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
 
-func withData(o option, data []byte) []byte { return append(optionHead(o, len(data)), data...) }
+func withData(o option, data []byte) []byte { return append(optionHead(o, uint32(len(data))), data...) }
 
 // FuzzNegotiate: whatever a client says, it is told nothing but replies, to
 // options that it has sent.
