@@ -14,7 +14,7 @@
 //	  └────── console: the kernel's log ◄────────┘  the kernel log
 //
 // There are two vehicles. "uml" is a kernel built as an ordinary program
-// (User-mode Linux): newest features, lock and leak checkers, one fresh guest a
+// (User-mode Linux): newest features, lock checkers, one fresh guest a
 // test. "qemu" is Debian's own kernel with its modules on an emulated machine
 // with two processors: no checkers, but what people run, and races; all tests
 // share a guest, and a new one is booted when one has died.

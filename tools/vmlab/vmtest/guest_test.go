@@ -144,15 +144,3 @@ func TestLoopback(t *testing.T) {
 		t.Errorf("expected lo to be up, found flags %s", b)
 	}
 }
-
-// TestLeakDetector checks that the UML kernel has one that works.
-func TestLeakDetector(t *testing.T) {
-	if _, err := os.Stat(kmemleak); err != nil {
-		if Vehicle() == "uml" {
-			t.Error(err)
-		}
-		t.Skip("this kernel has no leak detector")
-	}
-	ForgetLeaks(t)
-	Leaks(t)
-}

@@ -13,8 +13,6 @@
 package vmtest
 
 import (
-	"bytes"
-	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -112,44 +110,5 @@ func Eventually(t testing.TB, what string, ok func() bool) {
 		if time.Now().After(deadline) {
 			t.Fatalf("after %v not yet: %s", Patience, what)
 		}
-	}
-}
-
-const kmemleak = "/sys/kernel/debug/kmemleak"
-
-// Leaks has the kernel look for memory that nothing points to, and fails the
-// test if there is any. It takes some seconds, and skips the test in a guest
-// whose kernel cannot tell. ForgetLeaks makes it look at what comes afterwards.
-func Leaks(t testing.TB) {
-	t.Helper()
-	if _, err := os.Stat(kmemleak); err != nil {
-		t.Skip("this kernel has no leak detector")
-	}
-	time.Sleep(5500 * time.Millisecond) // it takes no interest in younger objects
-	var found []byte
-	for range 2 { // what a first scan suspects may have been on its way
-		command(t, "scan")
-		var err error
-		if found, err = os.ReadFile(kmemleak); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if len(bytes.TrimSpace(found)) > 0 {
-		t.Errorf("the kernel lost memory:\n%s", found)
-	}
-}
-
-// ForgetLeaks takes what has been lost so far for granted.
-func ForgetLeaks(t testing.TB) {
-	t.Helper()
-	if _, err := os.Stat(kmemleak); err == nil {
-		command(t, "clear")
-	}
-}
-
-func command(t testing.TB, word string) {
-	t.Helper()
-	if err := os.WriteFile(kmemleak, []byte(word), 0); err != nil {
-		t.Fatal(fmt.Errorf("kmemleak: %w", err))
 	}
 }
