@@ -362,10 +362,17 @@ const (
 	// a connection is dead.
 	takeTries   = 20
 	takeBackoff = 25 * time.Millisecond
+
+	// readerPause is what the driver's reader of a connection that is dead
+	// gets to leave it. The driver drops the old socket for the new one
+	// without waiting for that reader, which then reads from freed memory:
+	// Linux 7.3 crashed so when it got the new one at once.
+	readerPause = 500 * time.Millisecond
 )
 
 // takeNbd becomes the server of device index, if it has none.
 func takeNbd(ctl *nbdControl, index int, identifier string) (fd int, err error) {
+	time.Sleep(readerPause)
 	for range takeTries {
 		fd, err = plug(func(theirs int) error { return ctl.reconnect(index, identifier, theirs) })
 		if !errors.Is(err, errDropped) {
