@@ -1,6 +1,7 @@
 // Command vmlab runs tests on kernels of their own. See docs/vmlab.md.
 //
-//	vmlab build [uml] [qemu]              make what is missing, take what is newer
+//	vmlab build [uml] [qemu] [old]        make what is missing, take what is newer; with
+//	                                      old, build our module for the oldest kernel, too
 //	vmlab run [-vehicle uml|qemu|both] [-run REGEXP] [-timeout D] [-j N] [-v]
 //	vmlab shell [-vehicle uml|qemu]       an interactive shell in a guest
 //
@@ -47,7 +48,7 @@ func main() {
 	os.Exit(code)
 }
 
-const usage = "usage: vmlab build [uml] [qemu] | run [flags] | shell [flags]"
+const usage = "usage: vmlab build [uml] [qemu] [old] | run [flags] | shell [flags]"
 
 var errUsage = errors.New(usage)
 
@@ -100,6 +101,12 @@ func buildCommand(ctx context.Context, args []string, stderr io.Writer) error {
 		return err
 	}
 	for _, name := range args {
+		if name == "old" {
+			if err := l.compileOld(ctx, true); err != nil {
+				return err
+			}
+			continue
+		}
 		picked, err := pickVehicles(name)
 		if err != nil {
 			return err

@@ -199,7 +199,10 @@ func (l *lab) unpackHeaders(ctx context.Context, a *apt, dir, name string) error
 		return err
 	}
 	b = bytes.ReplaceAll(b, []byte(" /usr/src/"), []byte(" "+tree+"/usr/src/"))
-	return errors.Join(os.WriteFile(makefile, b, 0o644), os.Symlink("usr/src/"+name, filepath.Join(tree, "build")))
+	// With the kernel's own type information there, the build wants a program
+	// of its own (pahole) to make that of the module, which nobody needs.
+	return errors.Join(os.WriteFile(makefile, b, 0o644), os.RemoveAll(filepath.Join(filepath.Dir(makefile), "vmlinux")),
+		os.Symlink("usr/src/"+name, filepath.Join(tree, "build")))
 }
 
 // oldHeaders is the folder of the headers of the oldest kernel that our module
