@@ -717,7 +717,8 @@ func TestDmUserModule(t *testing.T) {
 	must(t, os.WriteFile(file, []byte("4000"), 0)) // for the tests that share this guest
 }
 
-// Channels take no memory once they are closed, nor do targets.
+// Channels take no memory once they are closed. So few targets would have to
+// lose much each to be noticed here.
 //
 //vmtest:timeout 3m
 func TestDmUserMemory(t *testing.T) {
