@@ -204,7 +204,7 @@ func (m *merger) mergeBatch(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if b == nil && (l.batch.window || l.batch.overwrites) {
+		if l.batch.window || l.overwrites {
 			if err := m.settle(); err != nil {
 				return err
 			}

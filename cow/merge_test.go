@@ -420,3 +420,81 @@ func TestCommitAside(t *testing.T) {
 		t.Errorf("the base is not the target: %v %s", err, firstDifference(got, target))
 	}
 }
+
+// guardedBase is a base of which one block must not be written before the first
+// sync, which waits for a write of many others.
+type guardedBase struct {
+	*memDevice
+	guarded, last int64 // blocks
+	seen          chan struct{}
+	synced        atomic.Bool
+	early         atomic.Bool
+}
+
+func (d *guardedBase) WriteAt(p []byte, off int64) (int, error) {
+	first, end := off/blockSize, (off+int64(len(p)))/blockSize
+	if first <= d.guarded && d.guarded < end && !d.synced.Load() {
+		d.early.Store(true)
+	}
+	if first <= d.last && d.last < end && !d.synced.Load() {
+		close(d.seen)
+	}
+	return d.memDevice.WriteAt(p, off)
+}
+
+func (d *guardedBase) Sync() error {
+	if !d.synced.Load() {
+		<-d.seen
+		time.Sleep(10 * time.Millisecond) // for whoever would not wait
+	}
+	defer d.synced.Store(true)
+	return d.memDevice.Sync()
+}
+
+// A batch that is longer than the pipeline, and whose last block is what the batch
+// before it reads: the merger begins to write it when nobody has seen its end yet,
+// and must not come to that block before the first commit.
+func TestOverwritesLate(t *testing.T) {
+	const n = (loads + 8) * loadBlocks
+	mem := &growMem{}
+	w, err := cowfile.NewWriter(cowfile.WriteOnly(mem), cowfile.WriterOptions{Version: 3, NoScratch: true, OpCountMax: n + 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Add(cowfile.Op{Type: cowfile.OpCopy, NewBlock: n + 1, Source: n - 1}, nil); err != nil {
+		t.Fatal(err)
+	}
+	target := make([]byte, (n+2)*blockSize)
+	for i := range uint32(n) {
+		b := target[i*blockSize:][:blockSize]
+		b[0], b[1] = byte(i), byte(i>>8)|1
+		if err := w.Add(cowfile.Op{Type: cowfile.OpReplace, NewBlock: i}, b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := w.Finish(); err != nil {
+		t.Fatal(err)
+	}
+	base := make([]byte, len(target))
+	copy(base[(n-1)*blockSize:], "what is read")
+	copy(target[(n+1)*blockSize:], "what is read")
+	d := &guardedBase{memDevice: newMem(base), guarded: n - 1, seen: make(chan struct{})}
+	s, err := Open(Options{Cow: newMem(mem.b), Base: d})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if i, more := s.file.Merge(n).Next(); !more || s.file.Op(i).NewBlock != n-1 {
+		t.Fatalf("expected block %d to come last, found %v", n-1, s.file.Op(i))
+	}
+	d.last = n - 1 - loadBlocks
+	if _, err := s.Merge(t.Context(), MergeOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if d.early.Load() {
+		t.Errorf("block %d was written before the op that reads it was committed", n-1)
+	}
+	if got := readWhole(t, s, s.Size()); !bytes.Equal(got, target) {
+		t.Error(firstDifference(got, target))
+	}
+}

@@ -147,7 +147,6 @@ func (p *planner) gather(limit int) (conflict int) {
 			return i
 		}
 		p.reads.add(first, last)
-		p.b.overwrites = p.b.overwrites || p.before.has(own)
 		p.b.ops = append(p.b.ops, batchOp{o.NewBlock, uint32(i)})
 	}
 	return -1
@@ -162,6 +161,16 @@ type blockSet struct {
 // has: a block beyond the source's end is in no set.
 func (s *blockSet) has(b uint64) bool {
 	return b/64 < uint64(len(s.words)) && s.words[b/64]>>(b%64)&1 != 0
+}
+
+// hasAny tells whether one of n blocks from b on is in the set.
+func (s *blockSet) hasAny(b uint64, n int) bool {
+	for end := b + uint64(n); b < end && s.hi > 0; b++ {
+		if s.has(b) {
+			return true
+		}
+	}
+	return false
 }
 
 // add adds two blocks, of which the first one is not behind the other.
@@ -219,9 +228,6 @@ func (p *planner) unordered() error {
 			return nil
 		}
 		n := int(o.Blocks())
-		for k := 0; k < n && p.before.hi > 0; k++ {
-			p.b.overwrites = p.b.overwrites || p.before.has(uint64(o.NewBlock)+uint64(k))
-		}
 		if err := p.add(len(p.b.ops), o.NewBlock, n, o.Type == cowfile.OpZero); err != nil {
 			return err
 		}
@@ -243,6 +249,7 @@ func (p *planner) add(k int, block uint32, blocks int, zero bool) error {
 		return err
 	}
 	l := p.cur
+	l.overwrites = l.overwrites || p.before.hasAny(uint64(block), blocks)
 	if r := len(l.runs) - 1; r < 0 || l.runs[r].block+uint32(l.runs[r].bytes/blockSize) != block || l.runs[r].zero != zero {
 		l.runs = append(l.runs, loadRun{block: block, zero: zero})
 	}

@@ -34,9 +34,8 @@ type queue struct {
 
 // batch is a stretch of the merge order that is committed at once.
 type batch struct {
-	ops        []batchOp // never longer than its capacity
-	window     bool      // goes through the scratch area
-	overwrites bool      // what ops of the batch before it read
+	ops    []batchOp // never longer than its capacity
+	window bool      // goes through the scratch area
 }
 
 // batchOp is an op and its first block.
@@ -47,12 +46,14 @@ type batchOp struct {
 
 // load is a buffer of blocks of one batch, and where they go.
 type load struct {
-	buf    []byte // the blocks, one after the other
-	runs   []loadRun
-	ops    []batchOp // of the batch, whose blocks they are
-	batch  *batch
-	last   bool       // of the batch
-	filled chan error // once a round
+	buf   []byte // the blocks, one after the other
+	runs  []loadRun
+	ops   []batchOp // of the batch, whose blocks they are
+	batch *batch
+	last  bool // of the batch
+	// overwrites what ops of the batch before its own read.
+	overwrites bool
+	filled     chan error // once a round
 }
 
 // loadRun is a number of consecutive blocks of a load. Zeros take no place in
@@ -153,12 +154,12 @@ func (q *queue) next() (*load, error) {
 }
 
 func (q *queue) giveBack(l *load) {
-	l.buf, l.runs, l.ops = l.buf[:0], l.runs[:0], nil
+	l.buf, l.runs, l.ops, l.overwrites = l.buf[:0], l.runs[:0], nil, false
 	q.free <- l
 }
 
 func (q *queue) recycle(b *batch) {
-	b.ops, b.window, b.overwrites = b.ops[:0], false, false
+	b.ops, b.window = b.ops[:0], false
 	q.lists <- b
 }
 
