@@ -10,6 +10,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"cowbird/dmuser/internal/turns"
 )
 
 // eachKind runs a test with simple replies and with structured ones.
@@ -470,12 +472,13 @@ func TestServingAllocatesNothing(t *testing.T) {
 	eachKind(t, func(t *testing.T, structured bool) {
 		for _, length := range []uint32{4096, 256 << 10} {
 			const n = 2000
+			pool := newLending(2)
 			run := func() float64 {
 				s := &stream{left: n, request: rawRequest(request{cmd: cmdRead, offset: 4096, length: length})}
 				return testing.AllocsPerRun(1, func() {
 					s.left = n
 					ended := make(chan struct{})
-					Start(s, sparse{}, one, Options{Structured: structured, Workers: 2, Ended: func() { close(ended) }})
+					Start(s, sparse{}, pool, Options{Structured: structured, Workers: 2, Ended: func() { close(ended) }})
 					<-ended
 				})
 			}
@@ -486,19 +489,25 @@ func TestServingAllocatesNothing(t *testing.T) {
 	})
 }
 
-// one lends the same buffer to everybody.
-var one = &onePool{heapBuffer{make([]byte, heapRoom+MaxPiece)}}
+// lending lends the same few buffers again and again.
+type lending chan *heapBuffer
 
-type onePool struct{ b heapBuffer }
+func newLending(n int) lending {
+	p := make(lending, n)
+	for range n {
+		p <- &heapBuffer{make([]byte, heapRoom+MaxPiece)}
+	}
+	return p
+}
 
-func (p *onePool) Get(int) (Buffer, error) { return &p.b, nil }
-func (p *onePool) Put(Buffer)              {}
+func (p lending) Get(int) (Buffer, error) { return <-p, nil }
+func (p lending) Put(b Buffer)            { p <- b.(*heapBuffer) }
 
 func BenchmarkRead4K(b *testing.B) {
 	s := &stream{left: b.N, request: rawRequest(request{cmd: cmdRead, offset: 4096, length: 4096})}
 	ended := make(chan struct{})
 	b.ReportAllocs()
 	b.ResetTimer()
-	Start(s, sparse{}, one, Options{Ended: func() { close(ended) }})
+	Start(s, sparse{}, newLending(turns.DefaultLimit()), Options{Ended: func() { close(ended) }})
 	<-ended
 }
