@@ -55,9 +55,10 @@ func (f *File) stretchOf(i, most int) stretch {
 		limit = min(limit, (sourceMask-source)/step+1)
 	}
 	n := 1
-	for b = b[opSizeV3:]; len(b) >= opSizeV3 && uint64(n) < limit; b = b[opSizeV3:] {
+	b = b[:min(uint64(len(b)), limit*opSizeV3)]
+	for b = b[opSizeV3:]; len(b) >= opSizeV3; b = b[opSizeV3:] {
 		at, info = at+move, info+step
-		if (le.Uint64(b)^at)&alike != 0 || le.Uint64(b[8:]) != info {
+		if (le.Uint64(b)^at)&alike|(le.Uint64(b[8:])^info) != 0 {
 			break
 		}
 		n++

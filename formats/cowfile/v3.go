@@ -30,10 +30,7 @@ func (f *File) loadV3(r io.ReaderAt) error {
 	if f.ops, err = f.region(r, h.opOffset(), opSizeV3*int64(f.n)); err != nil {
 		return err
 	}
-	if err := f.checkTableV3(); err != nil {
-		return err
-	}
-	return f.markV3()
+	return f.checkTableV3()
 }
 
 func (f *File) checkTableV3() error {
@@ -48,7 +45,9 @@ func (f *File) checkTableV3() error {
 		if flags != 0 {
 			return refuse(ErrCorrupt, fmt.Sprintf("op %d (%v): reserved bits of source_info", i, o), 0, fmt.Sprintf("%#x", flags))
 		}
-		if o.DataLength > 0 {
+		if o.DataLength == 0 {
+			f.mark(i, s.ops, pos)
+		} else {
 			var err error
 			if pos, err = f.takeData(o, i, s, pos); err != nil {
 				return err
@@ -65,6 +64,11 @@ func (f *File) checkTableV3() error {
 // takeData checks and counts the data of a stretch, which begins with op i, o,
 // and at byte pos of the file. It returns where they end.
 func (f *File) takeData(o Op, i int, s stretch, pos int64) (end int64, err error) {
+	if o.Type == OpXor && f.marks == nil {
+		if err := f.beginMarks(i, pos); err != nil {
+			return 0, err
+		}
+	}
 	unit := uint32(o.Unit())
 	for k := range s.ops {
 		n := f.dataLength(i + k)
@@ -73,6 +77,7 @@ func (f *File) takeData(o Op, i int, s stretch, pos int64) (end int64, err error
 		if !fits || end > f.size || o.Type == OpReplace && int64(o.Source) != pos {
 			return 0, f.refuseData(i+k, pos)
 		}
+		f.mark(i+k, 1, pos)
 		f.countData(o.Factor, n)
 		pos = end
 	}
@@ -98,24 +103,27 @@ func (f *File) refuseData(i int, pos int64) error {
 	return refuse(ErrTruncated, fmt.Sprintf("op %d (%v): end of data", i, o), fmt.Sprintf("inside the file of %d bytes", f.size), pos+int64(o.DataLength))
 }
 
-// markV3 records the data position of every markEvery-th op, if anybody will
-// ask for one.
-func (f *File) markV3() error {
-	if f.counts.Xor == 0 {
-		return nil
-	}
-	var err error
-	if f.marks, err = alloc[mark](f, (f.n+markEvery-1)/markEvery); err != nil {
+// beginMarks makes room for marks from op i on, the first one that somebody will
+// look for, whose data begin at byte pos.
+func (f *File) beginMarks(i int, pos int64) error {
+	marks, err := alloc[mark](f, 1+(f.n-i)/markEvery+1)
+	if err != nil {
 		return err
 	}
-	pos := f.h.dataOffset()
-	for i := range f.n {
-		if i%markEvery == 0 {
-			f.marks[i/markEvery] = mark{pos: pos, op: uint32(i)}
-		}
-		pos += int64(f.dataLength(i))
-	}
+	f.marks = append(marks[:0], mark{pos: pos, op: uint32(i)})
 	return nil
+}
+
+// mark records the data position of every markEvery-th op, for n ops from op i
+// on, of which only the last one may have data; they begin at byte pos.
+func (f *File) mark(i, n int, pos int64) {
+	if f.marks == nil {
+		return
+	}
+	last := int(f.marks[len(f.marks)-1].op)
+	for m := max(last/markEvery+1, (i+markEvery-1)/markEvery) * markEvery; m < i+n; m += markEvery {
+		f.marks = append(f.marks, mark{pos: pos, op: uint32(m)})
+	}
 }
 
 // ResumePoint says how many ops were durable at a label.
