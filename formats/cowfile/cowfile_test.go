@@ -470,6 +470,7 @@ func TestIndexMemory(t *testing.T) {
 		used := 0
 		c, err := Open(bytes.NewReader(f.b), int64(len(f.b)), &Options{
 			Alloc: func(n int) ([]byte, error) { used += n; return make([]byte, n), nil },
+			Free:  func(b []byte) { used -= len(b) },
 			Map:   func(off int64, n int) ([]byte, error) { return f.b[off : off+int64(n)], nil },
 		})
 		if err != nil {

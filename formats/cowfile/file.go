@@ -55,6 +55,7 @@ type File struct {
 	runs   []run       // sorted by block
 	nRuns  int         // how many there will be
 	placed []uint64    // bit per op: in the explicit part of the merge order
+	starts []uint64    // bit per op: begins a stretch; version 3, during Open only
 	order  orderKind
 	listed int // ops in the explicit part of the merge order
 	nOrder int // ordered ops at the start of the merge order
@@ -87,10 +88,12 @@ func Open(r io.ReaderAt, size int64, opts *Options) (*File, error) {
 	if err := f.buildIndex(); err != nil {
 		return nil, err
 	}
-	if f.opts.Label != nil {
-		return f, nil
+	if f.opts.Label == nil {
+		err = f.buildOrder()
 	}
-	return f, f.buildOrder()
+	release(f, f.starts)
+	f.starts = nil
+	return f, err
 }
 
 // Header is the file's header as it was at Open.

@@ -1,6 +1,9 @@
 package cowfile
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"math/bits"
+)
 
 // A stretch is a number of consecutive copy, zero or xor ops whose blocks – and
 // sources – all go up or all go down by one: what remains of a file that has
@@ -13,8 +16,42 @@ type stretch struct {
 }
 
 // stretchAt returns the stretch that begins with op i; other ops, and those
-// that are alone, are stretches of one.
-func (f *File) stretchAt(i int) stretch { return f.stretchOf(i, f.n-i) }
+// that are alone, are stretches of one. While a file is being opened it looks at
+// the ops between only once.
+func (f *File) stretchAt(i int) stretch {
+	if f.starts == nil {
+		return f.stretchOf(i, f.n-i)
+	}
+	s := stretch{ops: nextBit(f.starts, i+1, f.n) - i}
+	s.down = s.ops > 1 && f.newBlock(i+1) < f.newBlock(i)
+	return s
+}
+
+// findStretch is stretchAt for the first time, for op after op.
+func (f *File) findStretch(i int) stretch {
+	bitSet(f.starts, uint64(i))
+	return f.stretchOf(i, f.n-i)
+}
+
+func (f *File) newBlock(i int) uint32 {
+	return uint32(binary.LittleEndian.Uint64(f.ops[i*opSizeV3:]) >> 32)
+}
+
+// nextBit is the first bit from i on that is set, or end.
+func nextBit(s []uint64, i, end int) int {
+	if i >= end {
+		return end
+	}
+	w := i / 64
+	for word := s[w] >> (i % 64) << (i % 64); ; word = s[w] {
+		if word != 0 {
+			return min(end, w*64+bits.TrailingZeros64(word))
+		}
+		if w++; w == len(s) {
+			return end
+		}
+	}
+}
 
 // CopiesUp returns how many ops, of at most n from copy op i on, copy block
 // after block, upwards in both places.

@@ -34,11 +34,15 @@ func (f *File) loadV3(r io.ReaderAt) error {
 }
 
 func (f *File) checkTableV3() error {
+	var err error
+	if f.starts, err = alloc[uint64](f, bitWords(f.n)); err != nil {
+		return err
+	}
 	pos := f.h.dataOffset()
 	var runs runBuilder
 	for i := 0; i < f.n; {
 		o, flags := getOp(f.ops[i*opSizeV3:])
-		s := f.stretchAt(i)
+		s := f.findStretch(i)
 		if err := checkOp(o, i, f.h.MaxCompression); err != nil {
 			return err
 		}
@@ -47,11 +51,8 @@ func (f *File) checkTableV3() error {
 		}
 		if o.DataLength == 0 {
 			f.mark(i, s.ops, pos)
-		} else {
-			var err error
-			if pos, err = f.takeData(o, i, s, pos); err != nil {
-				return err
-			}
+		} else if pos, err = f.takeData(o, i, s, pos); err != nil {
+			return err
 		}
 		f.count(o, s)
 		runs.add(o, i, s)
