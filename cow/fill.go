@@ -55,18 +55,36 @@ func (f *filler) ordered(ops []batchOp, dst []byte) error {
 
 // unordered decodes the data of replace ops. Zeros are the merger's business.
 func (f *filler) unordered(ops []batchOp, dst []byte) error {
-	for _, b := range ops {
-		o := f.s.file.Op(int(b.op))
-		if o.Type == cowfile.OpZero {
-			continue
+	for len(ops) > 0 {
+		i := int(ops[0].op)
+		o := f.s.file.Op(i)
+		n, err := 1, error(nil)
+		switch {
+		case o.Type == cowfile.OpZero:
+		case o.Compression == cowfile.None:
+			err = f.s.decode(i, o, dst[:o.Unit()], nil)
+		default:
+			n, err = f.s.decodeUnits(i, neighbours(ops), dst, f.stored)
 		}
-		unit := dst[:o.Unit()]
-		dst = dst[len(unit):]
-		if err := f.s.decode(int(b.op), o, unit, f.stored); err != nil {
+		if err != nil {
 			return err
 		}
+		if o.Type != cowfile.OpZero {
+			dst = dst[n*o.Unit():]
+		}
+		ops = ops[n:]
 	}
 	return nil
+}
+
+// neighbours is the number of ops at the front that follow each other in the
+// file.
+func neighbours(ops []batchOp) int {
+	n := 1
+	for n < len(ops) && ops[n].op == ops[n-1].op+1 {
+		n++
+	}
+	return n
 }
 
 // readStretches reads n pieces of a block's size into dst, the k-th from at(k).

@@ -106,14 +106,19 @@ type workspaces struct {
 const maxIdleWorkspaces = 8
 
 func newWorkspaces(f *cowfile.File) (*workspaces, error) {
-	w := &workspaces{unit: f.MaxUnit(), stored: f.MaxStored()}
+	w := &workspaces{unit: f.MaxUnit(), stored: storedAtOnce(f)}
 	var err error
-	w.reserve, err = w.create()
+	w.reserve, err = w.create(f.MaxStored())
 	return w, err
 }
 
-func (w *workspaces) create() (*workspace, error) {
-	mem, err := mapAnonymous(w.unit + w.stored)
+// storedAtOnce is how many bytes of compressed data are read at once, if they are
+// of several units: as many as stay in a processor's cache until they are
+// decompressed.
+func storedAtOnce(f *cowfile.File) int { return max(256<<10, f.MaxStored()) }
+
+func (w *workspaces) create(stored int) (*workspace, error) {
+	mem, err := mapAnonymous(w.unit + stored)
 	if err != nil {
 		return nil, err
 	}
@@ -138,7 +143,7 @@ func (w *workspaces) get(op int) *workspace {
 		return ws
 	}
 	w.mu.Unlock()
-	if ws, err := w.create(); err == nil {
+	if ws, err := w.create(w.stored); err == nil {
 		return ws
 	}
 	w.reserveMu.Lock() // until put

@@ -64,7 +64,7 @@ func largeSample(t testing.TB, blocks int) sample {
 func budget(s *Snapshot) int64 {
 	fillers := min(runtime.GOMAXPROCS(0), maxFillers)
 	b := 16*256<<10 + 256<<10 + 256<<10 + 4*4096*8
-	b += int(s.source.Size()/blockSize)/8*2 + fillers*(s.file.MaxStored()+blockSize)
+	b += int(s.source.Size()/blockSize)/8*2 + fillers*(max(256<<10, s.file.MaxStored())+blockSize)
 	return int64(b)
 }
 

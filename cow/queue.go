@@ -77,7 +77,8 @@ const (
 // newQueue takes memory for batches of at most ops ops, and starts fillers.
 func newQueue(s *Snapshot, ops, readWords int, prio Priority) (*queue, error) {
 	const opSize = int(unsafe.Sizeof(batchOp{}))
-	fillers, spare := min(runtime.GOMAXPROCS(0), maxFillers), blockSize+s.file.MaxStored()
+	stored := storedAtOnce(s.file)
+	fillers, spare := min(runtime.GOMAXPROCS(0), maxFillers), blockSize+stored
 	mem, err := mapAnonymous((loads+1)*loadBlocks*blockSize + (lists*ops+2*readWords)*opSize + fillers*spare)
 	if err != nil {
 		return nil, err
@@ -99,7 +100,7 @@ func newQueue(s *Snapshot, ops, readWords int, prio Priority) (*queue, error) {
 		q.sets[k].words = words(cut(readWords * 8))
 	}
 	for range fillers {
-		f := &filler{s: s, delta: cut(blockSize), stored: cut(s.file.MaxStored())}
+		f := &filler{s: s, delta: cut(blockSize), stored: cut(stored)}
 		q.help(prio, func() { f.run(q) })
 	}
 	if d, ok := s.base.(Flushing); ok {

@@ -162,7 +162,9 @@ func (r *reader) replace(i int, o cowfile.Op, inner int64) error {
 	if inner == 0 && int64(len(r.dst)) >= unit {
 		ws := s.work.get(-1)
 		defer s.work.put(ws)
-		return s.decode(i, o, r.take(unit), ws.stored)
+		n, err := s.decodeUnits(i, len(r.dst)/int(unit), r.dst, ws.stored)
+		r.take(int64(n) * unit)
+		return err
 	}
 	ws := s.work.get(i)
 	defer s.work.put(ws)
@@ -175,6 +177,25 @@ func (r *reader) replace(i int, o cowfile.Op, inner int64) error {
 	}
 	copy(r.take(unit-inner), ws.unit[inner:unit])
 	return nil
+}
+
+// decodeUnits reads the data of compressed op i, and of those behind it that can
+// be read together, at most most ops, and decompresses them into dst, a unit
+// after the other. It returns how many ops those were.
+func (s *Snapshot) decodeUnits(i, most int, dst, stored []byte) (ops int, err error) {
+	n, length := s.file.UnitsUp(i, most, len(stored))
+	stored = stored[:length]
+	if err := readFull(s.cow, stored, int64(s.file.Op(i).Source)); err != nil {
+		return 0, fmt.Errorf("op %d (%v), data of %d ops: COW: %w", i, s.file.Op(i), n, err)
+	}
+	for k := range n {
+		o := s.file.Op(i + k)
+		if err := cowfile.Decode(o.Compression, dst[:o.Unit()], stored[:o.DataLength]); err != nil {
+			return k, fmt.Errorf("op %d (%v): %w", i+k, o, err)
+		}
+		dst, stored = dst[o.Unit():], stored[o.DataLength:]
+	}
+	return n, nil
 }
 
 // decode reads and decompresses the data of op i into unit.

@@ -90,7 +90,7 @@ func TestReadsAreRuns(t *testing.T) {
 		{"unchanged", 0, 256, 1, 0},
 		{"copies", 256, 256, 1, 0},
 		{"copies in descending order", 512, 32, 1, 0},
-		{"two units", 544, 32, 0, 2},
+		{"two units", 544, 32, 0, 1},
 		{"raw blocks", 576, 8, 0, 1},
 		{"inside a unit", 546, 7, 0, 1},
 		{"the same unit again", 550, 3, 0, 0},

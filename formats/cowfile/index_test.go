@@ -208,3 +208,38 @@ func TestStretchesAreAsSingleOps(t *testing.T) {
 		t.Error("no file was good")
 	}
 }
+
+// What can be read at once: see UnitsUp.
+func TestUnitsUp(t *testing.T) {
+	r := func(block uint32, source uint64, length uint32) Op {
+		return Op{Type: OpReplace, NewBlock: block, Source: source, DataLength: length, Compression: LZ4}
+	}
+	large := r(4, 1100, 50)
+	large.Factor = 1
+	for _, tc := range []struct {
+		name      string
+		ops       []Op
+		n, most   int
+		wantOps   int
+		wantBytes int64
+	}{
+		{"all", []Op{r(3, 1000, 100), r(4, 1100, 50), r(5, 1150, 70)}, 9, 1000, 3, 220},
+		{"as many as asked for", []Op{r(3, 1000, 100), r(4, 1100, 50), r(5, 1150, 70)}, 2, 1000, 2, 150},
+		{"as much as there is room for", []Op{r(3, 1000, 100), r(4, 1100, 50), r(5, 1150, 70)}, 9, 219, 2, 150},
+		{"one, however long", []Op{r(3, 1000, 100), r(4, 1100, 50)}, 9, 10, 1, 100},
+		{"a cluster's end between the data", []Op{r(3, 1000, 100), r(4, 1140, 50)}, 9, 1000, 1, 100},
+		{"another block", []Op{r(3, 1000, 100), r(5, 1100, 50)}, 9, 1000, 1, 100},
+		{"downwards", []Op{r(3, 1000, 100), r(2, 1100, 50)}, 9, 1000, 1, 100},
+		{"another size", []Op{r(3, 1000, 100), large}, 9, 1000, 1, 100},
+		{"not compressed", []Op{r(3, 1000, 100), r(4, 1100, BlockSize)}, 9, 10000, 1, 100},
+		{"zeros", []Op{r(3, 1000, 100), {Type: OpZero, NewBlock: 4}}, 9, 1000, 1, 100},
+	} {
+		f := &File{h: Header{Major: 3}, comp: LZ4, n: len(tc.ops), ops: make([]byte, opSizeV3*len(tc.ops))}
+		for i, o := range tc.ops {
+			putOp(f.ops[i*opSizeV3:], o, 0)
+		}
+		if ops, stored := f.UnitsUp(0, tc.n, tc.most); ops != tc.wantOps || stored != tc.wantBytes {
+			t.Errorf("%s: expected %d ops and %d bytes, found %d and %d", tc.name, tc.wantOps, tc.wantBytes, ops, stored)
+		}
+	}
+}

@@ -62,6 +62,29 @@ func (f *File) CopiesUp(i, n int) int {
 	return 1
 }
 
+// UnitsUp returns how many replace ops, of at most n from compressed op i on, have
+// units that follow each other in the snapshot, all of one size and compressed,
+// and data that follow each other in the file. They are ops that can be read at
+// once: stored is the length of their data, at most most bytes unless op i's are
+// longer than that.
+func (f *File) UnitsUp(i, n, most int) (ops int, stored int64) {
+	first := f.Op(i)
+	blocks := first.Blocks()
+	o := first
+	for {
+		ops++
+		stored += int64(o.DataLength)
+		if ops == n || i+ops == f.n {
+			return ops, stored
+		}
+		o = f.Op(i + ops)
+		if o.Type != OpReplace || o.Factor != first.Factor || o.Compression == None || o.NewBlock != first.NewBlock+uint32(ops)*blocks ||
+			int64(o.Source) != int64(first.Source)+stored || stored+int64(o.DataLength) > int64(most) {
+			return ops, stored
+		}
+	}
+}
+
 // stretchOf looks at no more than most ops, at least one.
 func (f *File) stretchOf(i, most int) stretch {
 	le := binary.LittleEndian
