@@ -53,6 +53,8 @@ qemu-system-x86_64      qemu-system-x86
 dmsetup                 dmsetup
 fio                     fio
 nbd-client              nbd-client
+mkfs.erofs              erofs-utils
+veritysetup             cryptsetup-bin
 " ;;
 *) echo "usage: tools/setup.sh build|test|demo|bench|vmtest" >&2; exit 2 ;;
 esac
