@@ -118,9 +118,15 @@ func testCycles(t *testing.T, c Carrier) {
 	for range n {
 		cycle()
 	}
-	eventually(t, fmt.Sprintf("nothing left of %d devices, expected %s", n, before), func() bool { return census(t) == before })
-	if now := count(t, "Threads:"); now > threadsBefore+4 {
-		t.Errorf("expected %d threads after %d devices, found %d", threadsBefore, n, now)
+	now := census(t)
+	for deadline := time.Now().Add(patience); now != before && time.Now().Before(deadline); now = census(t) {
+		time.Sleep(5 * time.Millisecond)
+	}
+	if now != before {
+		t.Errorf("after %d devices: expected %s, found %s", n, before, now)
+	}
+	if k := count(t, "Threads:"); k > threadsBefore+4 {
+		t.Errorf("expected %d threads after %d devices, found %d", threadsBefore, n, k)
 	}
 	// A device has 1 MiB in reserve; a thread's stack of the runtime's is 64 KiB.
 	if grown := mapped(t) - size; grown > 20<<10 {

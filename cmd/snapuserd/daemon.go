@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cowbird/dmuser"
+	"cowbird/ota/resident"
 	"cowbird/ota/snapd"
 )
 
@@ -31,6 +32,7 @@ const (
 // daemon is the program, with what tests replace.
 type daemon struct {
 	carrier func(name string) (dmuser.Carrier, error) // nil: dmuser.Select
+	settle  func(resident.Options) error              // nil: the process stays as it is
 }
 
 // run returns the exit code. The daemon ends with ctx, or on SIGTERM or SIGINT.
@@ -79,6 +81,9 @@ func (d daemon) serve(ctx context.Context, o options, log *slog.Logger) error {
 	if err := carrier.Probe(); err != nil {
 		return fmt.Errorf("carrier %s: %w: see snapuserd probe", o.carrier, err)
 	}
+	if err := d.settled(o, log); err != nil {
+		return fmt.Errorf("serve the root: %w", err)
+	}
 	procs := limitMemory()
 	signal.Ignore(unix.SIGPIPE)
 	ctx, stop := signal.NotifyContext(ctx, unix.SIGTERM, unix.SIGINT)
@@ -104,6 +109,16 @@ func (d daemon) serve(ctx context.Context, o options, log *slog.Logger) error {
 	server.Serve(ctx)
 	log.Info("left")
 	return nil
+}
+
+// settled makes the process what it needs to be while it serves.
+func (d daemon) settled(o options, log *slog.Logger) error {
+	if d.settle == nil {
+		return nil
+	}
+	return d.settle(resident.Options{ServesRoot: o.root, Complain: func(what string, err error) {
+		log.Debug("not allowed to "+what, "err", err)
+	}})
 }
 
 // limitMemory returns how many processors the server may use when it is busy.

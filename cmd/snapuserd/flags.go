@@ -33,6 +33,8 @@ Examples:
   snapuserd --nbd-socket /run/snapuserd-nbd.sock   and any NBD client reads what is
         mapped: nbdinfo --list 'nbd+unix://?socket=/run/snapuserd-nbd.sock'
   snapuserd --gid 1000      members of group 1000 may use the socket too
+  snapuserd --serves-root   from an initramfs, before the root is mounted, and later
+        from that root
   snapuserd --merge-idle-io --merge-nice 10   merges stand back behind other work
 
 Flags:
@@ -41,6 +43,8 @@ Flags:
 const usageEnd = `
 Clients, those of --nbd-socket as well, must be root, run as the daemon's own
 user, or belong to --gid.
+Once it is ready it cannot run programs any more, and has given up most of a
+root user's rights.
 On SIGTERM and SIGINT merges commit what they are at, devices are closed, and
 the sockets are removed. With NOTIFY_SOCKET set, readiness is told to systemd.
 
@@ -54,6 +58,7 @@ type options struct {
 	group   int
 	level   slog.Level
 	prio    cow.Priority
+	root    bool
 	probe   bool
 }
 
@@ -72,6 +77,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	set.IntVar(&o.group, "gid", snapd.NoGroup, "group whose members may use the sockets too; `number`, -1 for none")
 	set.BoolVar(&o.prio.IdleIO, "merge-idle-io", false, "merge when nobody else uses the storage (I/O class idle)")
 	set.IntVar(&o.prio.Nice, "merge-nice", 0, "merge at a nice value higher by so much; `number`, 0 to 19")
+	set.BoolVar(&o.root, "serves-root", false, "the program may lie on a device that it serves: keep it in memory (some\n0.4 MB more), and do not start if that cannot be had")
 	set.TextVar(&o.level, "log-level", slog.LevelInfo, "debug, info, warn or error; `level`")
 	if err := parseFlags(set, args, stderr); err != nil {
 		return o, err

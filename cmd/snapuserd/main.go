@@ -6,8 +6,10 @@ package main
 import (
 	"context"
 	"os"
+
+	"cowbird/ota/resident"
 )
 
 func main() {
-	os.Exit(daemon{}.run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
+	os.Exit(daemon{settle: resident.Settle}.run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
 }

@@ -19,6 +19,7 @@ import (
 	"cowbird/cow"
 	"cowbird/formats/cowfile"
 	"cowbird/ota/control"
+	"cowbird/ota/resident"
 	"cowbird/tools/vmlab/vmtest"
 )
 
@@ -26,14 +27,16 @@ import (
 const daemonEnv = "SNAPUSERD_VMTEST"
 
 func init() {
+	play()
 	if os.Getenv(daemonEnv) != "" {
-		os.Exit(daemon{}.run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
+		os.Exit(daemon{settle: resident.Settle}.run(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
 	}
 }
 
 // rig is a daemon in a process of its own, and what it serves.
 type rig struct {
 	t                 *testing.T
+	carrier           string
 	dir               string
 	base, cow, socket string
 	target            []byte
@@ -41,15 +44,17 @@ type rig struct {
 	client            *control.Client
 }
 
-// newRig makes a base, and a COW that turns it into a file system.
-func newRig(t *testing.T) *rig {
+// newRig makes a base, and a COW that turns it into a file system of that size
+// with what fill puts into it.
+func newRig(t *testing.T, carrier, size string, fill func(dir string)) *rig {
 	t.Helper()
-	r := &rig{t: t, dir: t.TempDir()}
+	r := &rig{t: t, carrier: carrier, dir: t.TempDir()}
 	r.base, r.cow, r.socket = filepath.Join(r.dir, "base"), filepath.Join(r.dir, "cow"), filepath.Join(r.dir, "socket")
 	content, image := filepath.Join(r.dir, "content"), filepath.Join(r.dir, "image")
 	r.must(os.Mkdir(content, 0o755))
-	r.must(os.WriteFile(filepath.Join(content, "file"), bytes.Repeat([]byte("content of the file\n"), 100000), 0o644))
-	r.run("mke2fs", "-q", "-t", "ext4", "-b", "4096", "-d", content, image, "16M")
+	fill(content)
+	r.run("mke2fs", "-q", "-t", "ext4", "-b", "4096", "-d", content, image, size)
+	r.must(os.RemoveAll(content))
 	var err error
 	r.target, err = os.ReadFile(image)
 	r.must(err)
@@ -62,7 +67,17 @@ func newRig(t *testing.T) *rig {
 		Base: imageOf(old), Target: imageOf(r.target), Version: 3, Compression: cowfile.None, MaxUnit: 4096, Workers: 1,
 	})
 	r.must(err)
+	r.must(os.Remove(image))
 	return r
+}
+
+var fileContent = bytes.Repeat([]byte("content of the file\n"), 100000)
+
+// oneFile puts a file into an image.
+func oneFile(dir string) {
+	if err := os.WriteFile(filepath.Join(dir, "file"), fileContent, 0o644); err != nil {
+		panic(err)
+	}
 }
 
 func imageOf(b []byte) cow.Image { return cow.Image{R: bytes.NewReader(b), Size: int64(len(b))} }
@@ -84,17 +99,39 @@ func (r *rig) run(name string, args ...string) {
 // start runs the daemon and maps the snapshot.
 func (r *rig) start() (node string) {
 	r.t.Helper()
-	r.process = exec.Command("/proc/self/exe", "--socket", r.socket, "--carrier", "nbd")
-	r.process.Env = append(os.Environ(), daemonEnv+"=1")
-	r.process.Stderr = os.Stderr
-	r.must(r.process.Start())
-	r.t.Cleanup(func() { _ = r.process.Process.Kill() })
+	r.launch(exec.Command("/proc/self/exe", "--socket", r.socket, "--carrier", r.carrier))
+	return r.mapSnapshot()
+}
+
+// launch starts a program as the daemon.
+func (r *rig) launch(cmd *exec.Cmd) {
+	r.t.Helper()
+	if cmd.Env == nil {
+		cmd.Env = os.Environ()
+	}
+	cmd.Env = append(cmd.Env, daemonEnv+"=1")
+	cmd.Stderr = os.Stderr
+	r.must(cmd.Start())
+	r.process = cmd
+	r.t.Cleanup(func() { _ = cmd.Process.Kill() })
+}
+
+// connect waits until the daemon serves.
+func (r *rig) connect() {
+	r.t.Helper()
 	ctx, cancel := context.WithTimeout(r.t.Context(), time.Minute)
 	defer cancel()
 	var err error
 	r.client, err = control.Dial(ctx, r.socket)
 	r.must(err)
-	_, err = r.client.Init(ctx, "system", r.cow, r.base, r.base)
+}
+
+func (r *rig) mapSnapshot() (node string) {
+	r.t.Helper()
+	r.connect()
+	ctx, cancel := context.WithTimeout(r.t.Context(), time.Minute)
+	defer cancel()
+	_, err := r.client.Init(ctx, "system", r.cow, r.base, r.base)
 	r.must(err)
 	r.must(r.client.Do(ctx, control.Start, "system"))
 	node, err = r.client.Device(ctx, "system")
@@ -145,12 +182,11 @@ func (r *rig) reading(node string) (stop func() error, rounds *atomic.Int64) {
 // goes on with the same device, and nobody who has it open sees an error.
 //
 //vmtest:timeout 5m
-func TestNbdDaemonRestart(t *testing.T) {
-	r := newRig(t)
+func TestDaemonRestartNbd(t *testing.T) { restartUnderLoad(t, "nbd") }
+
+func restartUnderLoad(t *testing.T, carrier string) {
+	r := newRig(t, carrier, "16M", oneFile)
 	node := r.start()
-	if !strings.HasPrefix(node, "/dev/nbd") {
-		t.Fatalf("expected an nbd device, found %s", node)
-	}
 	point := t.TempDir()
 	r.must(unix.Mount(node, point, "ext4", unix.MS_RDONLY, "noload"))
 	stop, rounds := r.reading(node)
@@ -171,24 +207,73 @@ func TestNbdDaemonRestart(t *testing.T) {
 	r.must(os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0))
 	got, err := os.ReadFile(filepath.Join(point, "file"))
 	r.must(err)
-	if !bytes.Equal(got, bytes.Repeat([]byte("content of the file\n"), 100000)) {
+	if !bytes.Equal(got, fileContent) {
 		t.Error("the mounted file differs")
 	}
 	if err := r.client.Do(t.Context(), control.Delete, "system"); err == nil || !strings.Contains(err.Error(), point) {
 		t.Errorf("expected the mount on %s to keep the snapshot, found %v", point, err)
 	}
 	r.must(unix.Unmount(point, 0))
-	r.must(r.client.Merge(t.Context(), "system", 0))
-	vmtest.Eventually(t, "merged", func() bool {
-		s, err := r.client.Status(t.Context(), "system")
+	r.merge()
+	r.end()
+}
+
+// merge merges all that is left.
+func (r *rig) merge() {
+	r.t.Helper()
+	r.must(r.client.Merge(r.t.Context(), "system", 0))
+	vmtest.Eventually(r.t, "merged", func() bool {
+		s, err := r.client.Status(r.t.Context(), "system")
 		return err == nil && s.State == control.StateComplete
 	})
-	r.must(r.client.Do(t.Context(), control.Delete, "system"))
+}
+
+// end unmaps what is merged, and ends the daemon.
+func (r *rig) end() {
+	r.t.Helper()
+	r.must(r.client.Do(r.t.Context(), control.Delete, "system"))
 	r.must(r.process.Process.Signal(unix.SIGTERM))
 	r.must(r.process.Wait())
+	r.checkBase()
+}
+
+func (r *rig) checkBase() {
+	r.t.Helper()
 	merged, err := os.ReadFile(r.base)
 	r.must(err)
 	if !bytes.Equal(merged, r.target) {
-		t.Error("expected the base to be the target")
+		r.t.Error("expected the base to be the target")
 	}
+}
+
+// A daemon whose device cannot outlive it is killed while that is read and merged:
+// the reader learns of it, and the next daemon goes on with the merge.
+//
+//vmtest:timeout 5m
+func TestDaemonKilledFuse(t *testing.T) { killedUnderLoad(t, "fuse") }
+
+func killedUnderLoad(t *testing.T, carrier string) {
+	r := newRig(t, carrier, "16M", oneFile)
+	for range 3 {
+		stop, rounds := r.reading(r.start())
+		r.must(r.client.Merge(t.Context(), "system", 1<<20))
+		vmtest.Eventually(t, "reads", func() bool { return rounds.Load() > 20 })
+		r.kill()
+		ended := make(chan error, 1)
+		go func() { ended <- stop() }()
+		select {
+		case err := <-ended:
+			if !errors.Is(err, unix.EIO) && !errors.Is(err, unix.ENXIO) && !errors.Is(err, unix.ENODEV) {
+				t.Errorf("expected EIO, found %v", err)
+			}
+		case <-time.After(time.Minute):
+			t.Fatal("a reader of a device whose daemon was killed hangs")
+		}
+	}
+	stop, rounds := r.reading(r.start())
+	r.merge()
+	rounds.Store(0)
+	vmtest.Eventually(t, "reads after the merge", func() bool { return rounds.Load() > 20 })
+	r.must(stop())
+	r.end()
 }
