@@ -101,6 +101,26 @@ func (c *Control) TargetTypes() ([]TargetType, error) {
 	return r.targetTypes()
 }
 
+// TargetType finds one kind of target, after the kernel has tried to load its
+// module. It fails with ErrNoTarget.
+func (c *Control) TargetType(name string) (TargetType, error) {
+	r, err := c.ioctl(opTarget, unix.DM_GET_TARGET_VERSION, request{name: name})
+	if errors.Is(err, unix.ENOTTY) { // before Linux 4.20, which loads it with a table
+		return TargetType{Name: name}, nil
+	}
+	if err != nil {
+		return TargetType{}, err
+	}
+	types, err := r.targetTypes()
+	if err == nil && len(types) != 1 {
+		err = fmt.Errorf("%w: target %s: expected one version, found %v", ErrReply, name, types)
+	}
+	if err != nil {
+		return TargetType{}, err
+	}
+	return types[0], nil
+}
+
 // List lists the devices.
 func (c *Control) List() ([]Entry, error) {
 	r, err := c.ioctl(opList, unix.DM_LIST_DEVICES, request{})

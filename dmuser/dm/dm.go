@@ -47,6 +47,9 @@ type Info struct {
 // Node is where the kernel puts the device: /dev/dm-N.
 func (i Info) Node() string { return fmt.Sprintf("/dev/dm-%d", minor(i.Dev)) }
 
+// Numbers are the two parts of the device number.
+func (i Info) Numbers() (major, min uint32) { return uint32(i.Dev >> 8 & 0xfff), minor(i.Dev) }
+
 // minor takes a device number apart as the kernel packs it for this interface.
 func minor(dev uint64) uint32 { return uint32(dev&0xff | dev>>12&0xfff00) }
 

@@ -184,7 +184,7 @@ func FuzzReply(f *testing.F) {
 }
 
 func TestErrorIs(t *testing.T) {
-	all := []error{ErrUnavailable, ErrExists, ErrNotFound, ErrBusy, ErrTable}
+	all := []error{ErrUnavailable, ErrExists, ErrNotFound, ErrBusy, ErrTable, ErrNoTarget}
 	for _, c := range []struct {
 		op    string
 		errno syscall.Errno
@@ -198,6 +198,7 @@ func TestErrorIs(t *testing.T) {
 		{opLoad, syscall.ENOMEM, ErrTable},
 		{opLoad, syscall.ENXIO, ErrNotFound},
 		{opSuspend, syscall.EINVAL, nil},
+		{opTarget, syscall.EINVAL, ErrNoTarget},
 	} {
 		err := error(&Error{Op: c.op, Name: "x", Errno: c.errno})
 		if !errors.Is(err, c.errno) {
@@ -207,6 +208,15 @@ func TestErrorIs(t *testing.T) {
 			if errors.Is(err, e) != (e == c.want) {
 				t.Errorf("%v: expected to be %v only, found it to be %v: %v", err, c.want, e, errors.Is(err, e))
 			}
+		}
+	}
+}
+
+func TestNumbers(t *testing.T) {
+	for dev, want := range map[uint64][2]uint32{0xfc03: {252, 3}, 0x120fc45: {252, 0x1245}, 0xfff<<8 | 0xff: {4095, 255}} {
+		major, minor := Info{Dev: dev}.Numbers()
+		if major != want[0] || minor != want[1] {
+			t.Errorf("%x: expected %d, found %d:%d", dev, want, major, minor)
 		}
 	}
 }
