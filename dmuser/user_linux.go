@@ -167,6 +167,9 @@ func (d *userDev) find(ctl *dm.Control) (created bool, err error) {
 	if err == nil {
 		err = d.mayReplace(ctl)
 	}
+	if err == nil && d.info.Leaving { // what Abort has left
+		err = ctl.Keep(d.name)
+	}
 	if !errors.Is(err, dm.ErrNotFound) {
 		return false, err
 	}
@@ -376,8 +379,8 @@ func (d *userDev) all() []*userstream.Session {
 	return d.sessions
 }
 
-// end removes the device, or has it fail whatever it is asked: the target goes in
-// both cases, and the sessions end.
+// end removes the device, or has it fail whatever it is asked until nobody has it
+// open any more: the target goes in both cases, and the sessions end.
 func (d *userDev) end(ctl *dm.Control) error {
 	err := ctl.Remove(d.name)
 	if !errors.Is(err, dm.ErrBusy) {
@@ -395,6 +398,6 @@ func (d *userDev) end(ctl *dm.Control) error {
 	if err != nil {
 		return fmt.Errorf("have %s fail: %w", d.path, err)
 	}
-	_ = ctl.Remove(d.name) // if they have left meanwhile
+	_ = ctl.RemoveLater(d.name)
 	return busy
 }

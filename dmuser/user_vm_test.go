@@ -180,15 +180,7 @@ func TestDmUserCarrierAbortUnderLoad(t *testing.T) {
 			}
 		})
 		within(t, "Done", func() { <-d.Done() })
-		sweepOwn(t)
 	}
-}
-
-// sweepOwn removes what Abort has left for those who had it open.
-func sweepOwn(t *testing.T) {
-	t.Helper()
-	_, err := users.Sweep()
-	must(t, err)
 }
 
 // What Abort has left is mended by who attaches next, for those who have it open.

@@ -165,6 +165,18 @@ func (c *Control) Remove(name string) error {
 	return err
 }
 
+// RemoveLater removes a device as soon as nobody has it open.
+func (c *Control) RemoveLater(name string) error {
+	_, err := c.ioctl(opRemove, unix.DM_DEV_REMOVE, request{name: name, flags: flagDeferred})
+	return err
+}
+
+// Keep takes RemoveLater back. It fails with ErrBusy when that has begun.
+func (c *Control) Keep(name string) error {
+	_, err := c.ioctl(opKeep, unix.DM_TARGET_MSG, request{name: name, message: "@cancel_deferred_remove"})
+	return err
+}
+
 // Info tells a device's state.
 func (c *Control) Info(name string) (Info, error) {
 	return c.info(opInfo, unix.DM_DEV_STATUS, request{name: name})

@@ -42,6 +42,7 @@ type Info struct {
 	Suspended  bool
 	Active     bool // has an active table
 	Inactive   bool // has an inactive table
+	Leaving    bool // goes when nobody has it open any more
 }
 
 // Node is where the kernel puts the device: /dev/dm-N.
@@ -80,4 +81,5 @@ const (
 	flagSkipLockFS  = 1 << 10
 	flagNoFlush     = 1 << 11
 	flagQueryOther  = 1 << 12
+	flagDeferred    = 1 << 17
 )

@@ -76,6 +76,7 @@ const (
 	opSuspend = "suspend"
 	opResume  = "resume"
 	opRemove  = "remove"
+	opKeep    = "keep"
 	opInfo    = "info"
 	opStatus  = "status"
 	opTable   = "table"
