@@ -34,6 +34,7 @@ func init() {
 // rig is a daemon in a process of its own, and what it serves.
 type rig struct {
 	t                 *testing.T
+	carrier           string
 	dir               string
 	base, cow, socket string
 	target            []byte
@@ -42,9 +43,9 @@ type rig struct {
 }
 
 // newRig makes a base, and a COW that turns it into a file system.
-func newRig(t *testing.T) *rig {
+func newRig(t *testing.T, carrier string) *rig {
 	t.Helper()
-	r := &rig{t: t, dir: t.TempDir()}
+	r := &rig{t: t, carrier: carrier, dir: t.TempDir()}
 	r.base, r.cow, r.socket = filepath.Join(r.dir, "base"), filepath.Join(r.dir, "cow"), filepath.Join(r.dir, "socket")
 	content, image := filepath.Join(r.dir, "content"), filepath.Join(r.dir, "image")
 	r.must(os.Mkdir(content, 0o755))
@@ -84,7 +85,7 @@ func (r *rig) run(name string, args ...string) {
 // start runs the daemon and maps the snapshot.
 func (r *rig) start() (node string) {
 	r.t.Helper()
-	r.process = exec.Command("/proc/self/exe", "--socket", r.socket, "--carrier", "nbd")
+	r.process = exec.Command("/proc/self/exe", "--socket", r.socket, "--carrier", r.carrier)
 	r.process.Env = append(os.Environ(), daemonEnv+"=1")
 	r.process.Stderr = os.Stderr
 	r.must(r.process.Start())
@@ -146,7 +147,7 @@ func (r *rig) reading(node string) (stop func() error, rounds *atomic.Int64) {
 //
 //vmtest:timeout 5m
 func TestNbdDaemonRestart(t *testing.T) {
-	r := newRig(t)
+	r := newRig(t, "nbd")
 	node := r.start()
 	if !strings.HasPrefix(node, "/dev/nbd") {
 		t.Fatalf("expected an nbd device, found %s", node)

@@ -220,3 +220,24 @@ func TestNumbers(t *testing.T) {
 		}
 	}
 }
+
+func TestMarshalMessage(t *testing.T) {
+	r := request{name: "dev", message: "@m"}
+	got, err := r.marshal(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := append(make([]byte, 8), "@m\x00"...); len(got) < headerSize+len(want) || !bytes.Equal(got[headerSize:][:len(want)], want) {
+		t.Errorf("expected %x behind the header, found %x", want, got[headerSize:])
+	}
+}
+
+// A reply about a device without a table has no room for one.
+func TestNoTable(t *testing.T) {
+	b := make(reply, headerSize)
+	order.PutUint32(b[offDataSize:], headerSize-7)
+	order.PutUint32(b[offStart:], headerSize)
+	if table, err := b.table(); err != nil || table != nil {
+		t.Errorf("expected no table, found %v, %v", table, err)
+	}
+}
