@@ -4,9 +4,10 @@ package dmuser
 // request buffers.
 var (
 	buffers = newBufferPool(maxRead)
+	users   = &userCarrier{buffers: buffers, channels: 1}
 	fuse    = &fuseCarrier{buffers: buffers}
 	nbds    = &nbdCarrier{buffers: buffers}
 )
 
 // Carriers lists the carriers of this build, the preferred one first.
-func Carriers() []Carrier { return []Carrier{fuse, nbds} }
+func Carriers() []Carrier { return []Carrier{users, fuse, nbds} }

@@ -204,16 +204,10 @@ func restartUnderLoad(t *testing.T, carrier string) {
 	rounds.Store(0)
 	vmtest.Eventually(t, "reads after the last restart", func() bool { return rounds.Load() > 20 })
 	r.must(stop())
-	r.must(os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0))
-	got, err := os.ReadFile(filepath.Join(point, "file"))
-	r.must(err)
-	if !bytes.Equal(got, fileContent) {
-		t.Error("the mounted file differs")
-	}
 	if err := r.client.Do(t.Context(), control.Delete, "system"); err == nil || !strings.Contains(err.Error(), point) {
 		t.Errorf("expected the mount on %s to keep the snapshot, found %v", point, err)
 	}
-	r.must(unix.Unmount(point, 0))
+	r.checkMount(point)
 	r.merge()
 	r.end()
 }
@@ -226,6 +220,19 @@ func (r *rig) merge() {
 		s, err := r.client.Status(r.t.Context(), "system")
 		return err == nil && s.State == control.StateComplete
 	})
+}
+
+// checkMount reads the file of the mounted file system from its device, and
+// unmounts it.
+func (r *rig) checkMount(point string) {
+	r.t.Helper()
+	r.must(os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0))
+	got, err := os.ReadFile(filepath.Join(point, "file"))
+	r.must(err)
+	if !bytes.Equal(got, fileContent) {
+		r.t.Error("the mounted file differs")
+	}
+	r.must(unix.Unmount(point, 0))
 }
 
 // end unmaps what is merged, and ends the daemon.

@@ -238,6 +238,9 @@ func TestRootFuse(t *testing.T) { rootServed(t, "fuse") }
 //vmtest:timeout 8m
 func TestRootNbd(t *testing.T) { rootServed(t, "nbd") }
 
+//vmtest:timeout 8m
+func TestRootDmUser(t *testing.T) { rootServed(t, "dm-user") }
+
 func rootServed(t *testing.T, carrier string) {
 	r := newRig(t, carrier, "48M", fillRoot(t))
 	r.launchFromInitramfs()

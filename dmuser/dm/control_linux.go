@@ -101,6 +101,26 @@ func (c *Control) TargetTypes() ([]TargetType, error) {
 	return r.targetTypes()
 }
 
+// TargetType finds one kind of target, after the kernel has tried to load its
+// module. It fails with ErrNoTarget.
+func (c *Control) TargetType(name string) (TargetType, error) {
+	r, err := c.ioctl(opTarget, unix.DM_GET_TARGET_VERSION, request{name: name})
+	if errors.Is(err, unix.ENOTTY) { // before Linux 4.20, which loads it with a table
+		return TargetType{Name: name}, nil
+	}
+	if err != nil {
+		return TargetType{}, err
+	}
+	types, err := r.targetTypes()
+	if err == nil && len(types) != 1 {
+		err = fmt.Errorf("%w: target %s: expected one version, found %v", ErrReply, name, types)
+	}
+	if err != nil {
+		return TargetType{}, err
+	}
+	return types[0], nil
+}
+
 // List lists the devices.
 func (c *Control) List() ([]Entry, error) {
 	r, err := c.ioctl(opList, unix.DM_LIST_DEVICES, request{})
@@ -142,6 +162,18 @@ func (c *Control) Resume(name string) (Info, error) {
 // Remove removes a device. It fails with ErrBusy while the device is open.
 func (c *Control) Remove(name string) error {
 	_, err := c.ioctl(opRemove, unix.DM_DEV_REMOVE, request{name: name})
+	return err
+}
+
+// RemoveLater removes a device as soon as nobody has it open.
+func (c *Control) RemoveLater(name string) error {
+	_, err := c.ioctl(opRemove, unix.DM_DEV_REMOVE, request{name: name, flags: flagDeferred})
+	return err
+}
+
+// Keep takes RemoveLater back. It fails with ErrBusy when that has begun.
+func (c *Control) Keep(name string) error {
+	_, err := c.ioctl(opKeep, unix.DM_TARGET_MSG, request{name: name, message: "@cancel_deferred_remove"})
 	return err
 }
 

@@ -42,10 +42,14 @@ type Info struct {
 	Suspended  bool
 	Active     bool // has an active table
 	Inactive   bool // has an inactive table
+	Leaving    bool // goes when nobody has it open any more
 }
 
 // Node is where the kernel puts the device: /dev/dm-N.
 func (i Info) Node() string { return fmt.Sprintf("/dev/dm-%d", minor(i.Dev)) }
+
+// Numbers are the two parts of the device number.
+func (i Info) Numbers() (major, min uint32) { return uint32(i.Dev >> 8 & 0xfff), minor(i.Dev) }
 
 // minor takes a device number apart as the kernel packs it for this interface.
 func minor(dev uint64) uint32 { return uint32(dev&0xff | dev>>12&0xfff00) }
@@ -77,4 +81,5 @@ const (
 	flagSkipLockFS  = 1 << 10
 	flagNoFlush     = 1 << 11
 	flagQueryOther  = 1 << 12
+	flagDeferred    = 1 << 17
 )

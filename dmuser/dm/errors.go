@@ -17,6 +17,8 @@ var (
 	ErrNotFound = errors.New("no such device")
 	// ErrBusy: the device is open or mounted.
 	ErrBusy = errors.New("device is in use")
+	// ErrNoTarget: the kernel has no target of this kind.
+	ErrNoTarget = errors.New("no such kind of target")
 	// ErrTable: the kernel refuses the table; its log says why.
 	ErrTable = errors.New("table refused")
 	// ErrArgument: a name, UUID or target that cannot be put into a request.
@@ -51,6 +53,8 @@ func (e *Error) Is(target error) bool {
 		return e.Op != opCreate && e.Errno == syscall.EBUSY
 	case ErrNotFound:
 		return e.Errno == syscall.ENXIO
+	case ErrNoTarget:
+		return e.Op == opTarget && e.Errno == syscall.EINVAL
 	case ErrTable:
 		return e.Op == opLoad && e.Errno != syscall.ENXIO
 	case ErrUnavailable:
@@ -64,6 +68,7 @@ const (
 	opOpen    = "open"
 	opVersion = "version"
 	opTargets = "list targets"
+	opTarget  = "find target"
 	opList    = "list"
 	opCreate  = "create"
 	opLoad    = "load"
@@ -71,6 +76,7 @@ const (
 	opSuspend = "suspend"
 	opResume  = "resume"
 	opRemove  = "remove"
+	opKeep    = "keep"
 	opInfo    = "info"
 	opStatus  = "status"
 	opTable   = "table"

@@ -10,11 +10,15 @@ import (
 // The layouts of include/uapi/linux/dm-ioctl.h, in the machine's byte order.
 // They are the same on every architecture.
 const (
-	headerSize  = 312 // struct dm_ioctl, with the 7 bytes of data in it
-	specSize    = 40  // struct dm_target_spec
-	nameLen     = 128 // with the closing NUL, like all of these
-	uuidLen     = 129
-	typeLen     = 16
+	headerSize = 312 // struct dm_ioctl, with the 7 bytes of data in it
+	specSize   = 40  // struct dm_target_spec
+	nameLen    = 128 // with the closing NUL, like all of these
+	uuidLen    = 129
+	typeLen    = 16
+
+	// messageSector is how much of struct dm_target_msg precedes the text.
+	messageSector = 8
+
 	offDataSize = 12
 	offStart    = 16
 	offTargets  = 20
@@ -36,6 +40,7 @@ type request struct {
 	name, uuid string
 	flags      uint32
 	targets    []Target
+	message    string // for the device, instead of targets
 }
 
 // marshal writes a request into a new buffer with at least room bytes for what
@@ -44,6 +49,9 @@ func (r *request) marshal(room int) ([]byte, error) {
 	table, err := marshalTable(r.targets)
 	if err != nil {
 		return nil, err
+	}
+	if r.message != "" {
+		table = append(make([]byte, messageSector), r.message+"\x00"...)
 	}
 	b := make([]byte, headerSize+max(len(table), room))
 	order.PutUint32(b, interfaceMajor)
@@ -120,6 +128,7 @@ func (r reply) info() Info {
 		Suspended: flags&flagSuspend != 0,
 		Active:    flags&flagActive != 0,
 		Inactive:  flags&flagInactive != 0,
+		Leaving:   flags&flagDeferred != 0,
 	}
 }
 
@@ -131,6 +140,9 @@ func text(b []byte) string {
 
 // table reads the lines of a table or of its status.
 func (r reply) table() ([]Target, error) {
+	if order.Uint32(r[offTargets:]) == 0 {
+		return nil, nil // without a table there is no data, not even where it would start
+	}
 	data, err := r.data()
 	if err != nil {
 		return nil, err
@@ -158,7 +170,7 @@ func (r reply) table() ([]Target, error) {
 // an entry says how far away the following one is, 0 if there is none.
 func (r reply) list(next, from int, entry func(b []byte, name string)) error {
 	data, err := r.data()
-	if err != nil {
+	if err != nil || len(data) == 0 { // kernels have two ways to say: none
 		return err
 	}
 	for {

@@ -123,11 +123,12 @@ func TestReplyDevices(t *testing.T) {
 	if want := []Entry{{"a", 0xfd00}, {"bcd", 0xfd01}}; err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("expected %v, found %v (%v)", want, got, err)
 	}
-	got, err = answer(t, 0, `0000000000000000 00000000 00000000`).devices()
-	if err != nil || len(got) != 0 {
-		t.Errorf("expected no device, found %v (%v)", got, err)
+	for _, none := range []string{"", `0000000000000000 00000000 00000000`} {
+		if got, err = answer(t, 0, none).devices(); err != nil || len(got) != 0 {
+			t.Errorf("%q: expected no device, found %v (%v)", none, got, err)
+		}
 	}
-	for _, bad := range []string{"", `00fd000000000000 000000`, `00fd000000000000 18000000 61000000`} {
+	for _, bad := range []string{`00fd000000000000 000000`, `00fd000000000000 18000000 61000000`} {
 		if _, err := answer(t, 0, bad).devices(); !errors.Is(err, ErrReply) {
 			t.Errorf("%q: expected ErrReply, found %v", bad, err)
 		}
@@ -184,7 +185,7 @@ func FuzzReply(f *testing.F) {
 }
 
 func TestErrorIs(t *testing.T) {
-	all := []error{ErrUnavailable, ErrExists, ErrNotFound, ErrBusy, ErrTable}
+	all := []error{ErrUnavailable, ErrExists, ErrNotFound, ErrBusy, ErrTable, ErrNoTarget}
 	for _, c := range []struct {
 		op    string
 		errno syscall.Errno
@@ -198,6 +199,7 @@ func TestErrorIs(t *testing.T) {
 		{opLoad, syscall.ENOMEM, ErrTable},
 		{opLoad, syscall.ENXIO, ErrNotFound},
 		{opSuspend, syscall.EINVAL, nil},
+		{opTarget, syscall.EINVAL, ErrNoTarget},
 	} {
 		err := error(&Error{Op: c.op, Name: "x", Errno: c.errno})
 		if !errors.Is(err, c.errno) {
@@ -208,5 +210,35 @@ func TestErrorIs(t *testing.T) {
 				t.Errorf("%v: expected to be %v only, found it to be %v: %v", err, c.want, e, errors.Is(err, e))
 			}
 		}
+	}
+}
+
+func TestNumbers(t *testing.T) {
+	for dev, want := range map[uint64][2]uint32{0xfc03: {252, 3}, 0x120fc45: {252, 0x1245}, 0xfff<<8 | 0xff: {4095, 255}} {
+		major, minor := Info{Dev: dev}.Numbers()
+		if major != want[0] || minor != want[1] {
+			t.Errorf("%x: expected %d, found %d:%d", dev, want, major, minor)
+		}
+	}
+}
+
+func TestMarshalMessage(t *testing.T) {
+	r := request{name: "dev", message: "@m"}
+	got, err := r.marshal(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := append(make([]byte, 8), "@m\x00"...); len(got) < headerSize+len(want) || !bytes.Equal(got[headerSize:][:len(want)], want) {
+		t.Errorf("expected %x behind the header, found %x", want, got[headerSize:])
+	}
+}
+
+// A reply about a device without a table has no room for one.
+func TestNoTable(t *testing.T) {
+	b := make(reply, headerSize)
+	order.PutUint32(b[offDataSize:], headerSize-7)
+	order.PutUint32(b[offStart:], headerSize)
+	if table, err := b.table(); err != nil || table != nil {
+		t.Errorf("expected no table, found %v, %v", table, err)
 	}
 }

@@ -79,6 +79,37 @@ func checkLines(t *testing.T, ask func(string) ([]Target, error), name string, w
 	}
 }
 
+// A device goes with its last user, unless it is kept; one without a table has
+// nothing to tell.
+func TestDmUserRemoveLater(t *testing.T) {
+	u := newUser(t, "later")
+	must(t, u.RemoveLater("later"))
+	must(t, u.Keep("later"))
+	if info, err := u.Info("later"); err != nil || info.Leaving {
+		t.Errorf("expected the device to stay, found %+v, %v", info, err)
+	}
+	must(t, u.RemoveLater("later"))
+	if info, err := u.Info("later"); err != nil || !info.Leaving {
+		t.Errorf("expected the device to be about to go, found %+v, %v", info, err)
+	}
+	u.closeBlock()
+	vmtest.Eventually(t, "removal", func() bool { _, err := u.Info("later"); return errors.Is(err, ErrNotFound) })
+	if err := u.Keep("later"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("expected ErrNotFound, found %v", err)
+	}
+	_, err := u.Create("later", "")
+	must(t, err)
+	if table, err := u.Table("later"); err != nil || len(table) != 0 {
+		t.Errorf("expected no table, found %v, %v", table, err)
+	}
+	if _, err := u.TargetType("none"); !errors.Is(err, ErrNoTarget) {
+		t.Errorf("expected ErrNoTarget, found %v", err)
+	}
+	if typ, err := u.TargetType("user"); err != nil || typ.Name != "user" {
+		t.Errorf("expected the target user, found %v, %v", typ, err)
+	}
+}
+
 // The node comes with the inactive table, and goes with it.
 func TestDmUserInactive(t *testing.T) {
 	u := newUser(t, "inactive")

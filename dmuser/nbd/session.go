@@ -31,7 +31,7 @@ const (
 )
 
 // Buffer is the memory of a reply.
-type Buffer interface {
+type Buffer = interface {
 	// Frame is header bytes followed by n bytes of data, which begin at a
 	// boundary that is good for the backend.
 	Frame(header, n int) []byte

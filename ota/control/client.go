@@ -110,6 +110,12 @@ func (c *Client) Do(ctx context.Context, command string, args ...string) error {
 	return err
 }
 
+// Tell sends a command that has no reply: Detach or Stop.
+func (c *Client) Tell(ctx context.Context, command string) error {
+	defer c.obey(ctx)()
+	return withCause(ctx, c.send(command))
+}
+
 // Merge asks for a merge at rate bytes a second; 0 means no limit.
 func (c *Client) Merge(ctx context.Context, name string, rate int64) error {
 	return c.Do(ctx, MergeAt, name, strconv.FormatInt(rate, 10))

@@ -115,6 +115,18 @@ func (t *Turns) HandOver() {
 	}
 }
 
+// Widen lets n more goroutines serve, and has one lead if nobody does: all may be
+// held by requests that take for ever.
+func (t *Turns) Widen(n int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.limit += n
+	if t.vacant && t.busy < t.limit {
+		t.vacant = false
+		go t.lead()
+	}
+}
+
 // Reclaim ends a worker's work. True means that the caller leads from now on.
 func (t *Turns) Reclaim() bool {
 	t.mu.Lock()

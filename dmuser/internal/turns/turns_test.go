@@ -153,3 +153,31 @@ func TestUnfinished(t *testing.T) {
 		t.Error("expected it to have ended")
 	}
 }
+
+// Who may serve is held, and one more is let in.
+func TestWiden(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStream(2, true)
+		s.next <- time.Hour
+		s.next <- time.Hour
+		synctest.Wait()
+		if n := s.leading.Load(); n != 0 {
+			t.Fatalf("expected no leader, found %d", n)
+		}
+		s.t.Widen(1)
+		synctest.Wait()
+		if n := s.leading.Load(); n != 1 {
+			t.Fatalf("expected a leader, found %d", n)
+		}
+		s.t.Widen(1)
+		synctest.Wait()
+		if n := s.leading.Load(); n != 1 {
+			t.Errorf("expected one leader still, found %d", n)
+		}
+		close(s.next)
+		<-s.over
+		if n := s.served.Load(); n != 2 {
+			t.Errorf("expected 2 served, found %d", n)
+		}
+	})
+}
