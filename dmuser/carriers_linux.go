@@ -6,7 +6,8 @@ var (
 	buffers = newBufferPool(maxRead)
 	fuse    = &fuseCarrier{buffers: buffers}
 	nbds    = &nbdCarrier{buffers: buffers}
+	ublks   = &ublkCarrier{buffers: buffers}
 )
 
 // Carriers lists the carriers of this build, the preferred one first.
-func Carriers() []Carrier { return []Carrier{fuse, nbds} }
+func Carriers() []Carrier { return []Carrier{ublks, fuse, nbds} }

@@ -85,6 +85,8 @@ func traces(t *testing.T) string {
 		identifier, _ := os.ReadFile(path + "/backend")
 		fmt.Fprintln(&b, path, string(identifier))
 	}
+	ublk, _ := filepath.Glob("/sys/class/ublk-char/*")
+	fmt.Fprintln(&b, ublk)
 	return b.String()
 }
 

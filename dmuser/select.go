@@ -10,7 +10,7 @@ import (
 const Auto = "auto"
 
 // planned are the carriers that have a name but no code in this build.
-var planned = []string{"dm-user", "ublk"}
+var planned = []string{"dm-user"}
 
 // Select returns the carrier called name. Auto stands for the first of Carriers
 // whose Probe succeeds; a name given outright is not probed. The error wraps
