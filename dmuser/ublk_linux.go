@@ -175,7 +175,8 @@ type ublkDev struct {
 	gone bool       // guarded by op
 
 	aborting atomic.Bool // every request fails
-	leaving  atomic.Bool // another server is to go on
+	keeping  atomic.Bool // the device stays when the queues end
+	leaving  atomic.Bool // the queues are to end, and another server to go on
 	quitting atomic.Bool // the driver does not do as it is told
 	queues   []*ublkQueue
 	work     ublkWork
@@ -480,6 +481,7 @@ func (d *ublkDev) Leave() error {
 		return fmt.Errorf("%w: leave %s: it ends with its server", ErrUnsupported, d.path)
 	}
 	d.gone = true
+	d.keeping.Store(true)
 	d.quiesce()
 	d.tell(&d.leaving)
 	<-d.done
@@ -510,7 +512,7 @@ func (d *ublkDev) isOver() bool {
 // queuesEnded follows the end of the last queue. The device is deleted while its
 // character file is open, so that its number cannot be another's by now.
 func (d *ublkDev) queuesEnded() {
-	if !d.leaving.Load() {
+	if !d.keeping.Load() {
 		if ctl, err := d.carrier.open(); err == nil {
 			_ = ctl.Delete(d.info.ID)
 			ctl.Close()

@@ -101,17 +101,20 @@ func deadUblk(ctl *ublkctl.Control, id uint32) (ublkctl.Info, error) {
 		if info.State != ublkctl.Live {
 			return info, nil
 		}
-		// A number that is another process's by now only makes us wait.
-		if unix.Kill(int(info.PID), 0) != unix.ESRCH && !zombie(int(info.PID)) || time.Now().After(end) {
+		if isRunning(int(info.PID)) || time.Now().After(end) {
 			return info, errServed
 		}
 	}
 }
 
-// zombie tells whether a process has exited and is still to be waited for.
-func zombie(pid int) bool {
+// isRunning is true when in doubt. The driver may give -1 for a process that is
+// gone; a number may be another process's by now, which passes.
+func isRunning(pid int) bool {
+	if pid <= 0 || unix.Kill(pid, 0) == unix.ESRCH {
+		return false
+	}
 	stat, err := processStat(pid)
-	return err == nil && (stat[0] == "Z" || stat[0] == "X")
+	return err != nil || stat[0] != "Z" && stat[0] != "X"
 }
 
 // adopt goes on with a device that a process which is dead has left, or one that
