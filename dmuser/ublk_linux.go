@@ -485,7 +485,23 @@ func (d *ublkDev) Leave() error {
 	d.quiesce()
 	d.tell(&d.leaving)
 	<-d.done
+	d.awaitLeft()
 	return nil
+}
+
+// awaitLeft waits until the driver knows that the device has no server, which is
+// when the last file of it is closed, by the kernel and in the background.
+func (d *ublkDev) awaitLeft() {
+	ctl, err := d.carrier.open()
+	if err != nil {
+		return
+	}
+	defer ctl.Close()
+	for end := time.Now().Add(ublkPatience); time.Now().Before(end); time.Sleep(closeBackoff) {
+		if info, err := ctl.Info(d.info.ID); err != nil || info.State != ublkctl.Live {
+			return
+		}
+	}
 }
 
 // quiesce has the driver hold requests back. Without it those that come meanwhile
