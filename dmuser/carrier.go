@@ -20,6 +20,32 @@ type Backend interface {
 	Size() int64
 }
 
+// FileBackend is a Backend of which stretches lie in a file as they are, so that
+// the kernel can be told to read them there. A carrier may make use of it.
+type FileBackend interface {
+	Backend
+	// HoldFile says where the n bytes at off are: in the file fd, from byte
+	// at. It is ok only if all of them are, and then they stay there, and as
+	// they are, until ReleaseFile. It must not wait for anything that waits for
+	// a ReleaseFile: what would have to wait is not ok. fd is the backend's,
+	// and reads of it go through the page cache.
+	HoldFile(off int64, n int) (fd int, at int64, ok bool)
+	// ReleaseFile ends one HoldFile that was ok. Any goroutine may call it.
+	ReleaseFile()
+}
+
+// Leaver is a Device that can outlive its server. Its methods are safe for
+// concurrent use.
+type Leaver interface {
+	Device
+	// Leave stops serving, and keeps the device for a process that attaches a
+	// backend of the same name and size: whoever has it open waits until then,
+	// for good if none comes. When it returns nil the backend is not called
+	// any more. A device that cannot be left fails with ErrUnsupported, and is
+	// served as before.
+	Leave() error
+}
+
 // Carrier makes block devices out of backends in one particular way. Its
 // methods are safe for concurrent use.
 type Carrier interface {

@@ -7,7 +7,8 @@ var (
 	users   = &userCarrier{buffers: buffers, channels: 1}
 	fuse    = &fuseCarrier{buffers: buffers}
 	nbds    = &nbdCarrier{buffers: buffers}
+	ublks   = &ublkCarrier{buffers: buffers}
 )
 
 // Carriers lists the carriers of this build, the preferred one first.
-func Carriers() []Carrier { return []Carrier{users, fuse, nbds} }
+func Carriers() []Carrier { return []Carrier{ublks, users, fuse, nbds} }

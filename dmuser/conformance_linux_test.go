@@ -88,6 +88,8 @@ func traces(t *testing.T) string {
 	channels, _ := filepath.Glob(channelClass + userPrefix + "*")
 	mapped, _ := filepath.Glob("/sys/block/dm-*/dm/uuid")
 	fmt.Fprintln(&b, channels, mapped)
+	ublk, _ := filepath.Glob("/sys/class/ublk-char/*")
+	fmt.Fprintln(&b, ublk)
 	return b.String()
 }
 

@@ -31,11 +31,17 @@ func TestConformanceFuse(t *testing.T) { conform(t, fuse, diesWithServer) }
 //vmtest:timeout 15m
 func TestConformanceNbd(t *testing.T) { conform(t, nbds, outlivesServer) }
 
+//vmtest:timeout 15m
+func TestConformanceUblk(t *testing.T) { conform(t, ublks, outlivesServer) }
+
+//vmtest:timeout 15m
+func TestConformanceDmUser(t *testing.T) { conform(t, users, diesWithServer) }
+
 // ending is what becomes of a device when its server is killed.
 type ending int
 
 const (
-	diesWithServer ending = iota // whoever uses it gets errors
+	diesWithServer ending = iota // whoever uses it gets errors, or did while there was no server
 	outlivesServer               // the server's successor goes on with it, and nobody notices
 )
 

@@ -28,6 +28,41 @@
 // loop device goes as soon as nobody has it open. Sweep finds those that
 // somebody still has.
 //
+// # The carrier "ublk"
+//
+// It needs the ublk driver with user recovery and user copy:
+//
+//	mount, reader      /dev/ublkb3
+//	                       |         ublk driver: read-only, one queue
+//	                   /dev/ublkc3, io_uring
+//	                       |
+//	this process       queue's thread, workers ---> Backend.ReadAt
+//
+// The queue's thread waits in io_uring, serves what is small and fast itself, and
+// hands the rest to workers; data are written to the character device. The device
+// outlives the process: requests, those under way as well, wait until a process
+// attaches a backend of the same name and size, as the same user. It is known by
+// a mark and a hash of the name that the driver keeps for its server. [Leaver]
+// does the same on purpose. Sweep removes devices whose server is dead unless
+// somebody has them open.
+//
+// # The carrier "dm-user"
+//
+// It needs device-mapper and its target "user", which Android's kernels have, and
+// others with the module in tools/dm-user-kmod:
+//
+//	mount, reader      /dev/dm-3
+//	                       |         device-mapper: read-only, one target
+//	                   /dev/dm-user/NAME
+//	                       |
+//	this process       session ----> Backend.ReadAt
+//
+// A process that attaches a backend of the same name and size gives the device
+// another table: requests that the earlier server has not read go to the new one,
+// those that it has it answers, and then it ends. When a server dies, what it has
+// been asked fails, and so does what comes until the next server; the device stays
+// as long as somebody has it open. Package userstream is the protocol.
+//
 // # The carrier "nbd"
 //
 // It needs the nbd driver (the kernel loads it by itself where it can):

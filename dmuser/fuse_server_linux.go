@@ -178,7 +178,7 @@ func (s *fuseServer) serveRead(req *request) {
 	} else {
 		defer s.buffers.put(buf)
 	}
-	if errno := s.fill(buf.data()[:n], int64(req.offset)); errno != 0 {
+	if errno := fill(s.backend, buf.data()[:n], int64(req.offset)); errno != 0 {
 		s.replyError(req.unique, errno)
 		return
 	}
@@ -195,12 +195,12 @@ func (s *fuseServer) clamp(req *request) int {
 	return int(min(uint64(req.size), s.size-req.offset))
 }
 
-// fill reads all of p from the backend.
-func (s *fuseServer) fill(p []byte, off int64) unix.Errno {
+// fill reads all of p from a backend.
+func fill(b Backend, p []byte, off int64) unix.Errno {
 	if len(p) == 0 {
 		return 0
 	}
-	n, err := s.backend.ReadAt(p, off)
+	n, err := b.ReadAt(p, off)
 	if n == len(p) && (err == nil || isEOF(err)) {
 		return 0
 	}

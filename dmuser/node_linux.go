@@ -27,16 +27,25 @@ func deviceNumber(base string, fallback uint64) uint64 {
 // findNode gives a node of dev. The kernel (devtmpfs) makes it before it tells
 // of the device; where user space is to do that, nobody need wait for it.
 func findNode(base string, dev uint64) (string, error) {
+	return findNodeOf(unix.S_IFBLK, base, dev)
+}
+
+// findCharNode gives a node of a character device.
+func findCharNode(base string, dev uint64) (string, error) {
+	return findNodeOf(unix.S_IFCHR, base, dev)
+}
+
+func findNodeOf(kind uint32, base string, dev uint64) (string, error) {
 	paths := []string{"/dev/" + base, "/dev/block/" + base} // the latter on Android
 	for _, path := range paths {
-		if isNode(path, dev) {
+		if isNodeOf(kind, path, dev) {
 			return path, nil
 		}
 	}
 	var failures []error
 	for _, path := range paths {
-		err := unix.Mknod(path, unix.S_IFBLK|0o600, int(dev))
-		if err == nil || err == unix.EEXIST && isNode(path, dev) {
+		err := unix.Mknod(path, kind|0o600, int(dev))
+		if err == nil || err == unix.EEXIST && isNodeOf(kind, path, dev) {
 			return path, nil
 		}
 		failures = append(failures, fmt.Errorf("make node %s: %w", path, err))
@@ -44,8 +53,10 @@ func findNode(base string, dev uint64) (string, error) {
 	return "", errors.Join(failures...)
 }
 
-func isNode(path string, dev uint64) bool {
+func isNode(path string, dev uint64) bool { return isNodeOf(unix.S_IFBLK, path, dev) }
+
+func isNodeOf(kind uint32, path string, dev uint64) bool {
 	var st unix.Stat_t
-	return unix.Stat(path, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK &&
+	return unix.Stat(path, &st) == nil && st.Mode&unix.S_IFMT == kind &&
 		uint64(st.Rdev) == dev
 }

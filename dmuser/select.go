@@ -9,13 +9,9 @@ import (
 // Auto is the name that makes Select probe.
 const Auto = "auto"
 
-// planned are the carriers that have a name but no code in this build.
-var planned = []string{"ublk"}
-
 // Select returns the carrier called name. Auto stands for the first of Carriers
-// whose Probe succeeds; a name given outright is not probed. The error wraps
-// ErrUnsupported when the carrier exists but not here, and ErrUnknownCarrier
-// when there is none of that name.
+// whose Probe succeeds, and fails with ErrUnsupported if none does; a name given
+// outright is not probed. ErrUnknownCarrier means that none has that name.
 func Select(name string) (Carrier, error) {
 	carriers := Carriers()
 	if name == Auto {
@@ -26,14 +22,7 @@ func Select(name string) (Carrier, error) {
 			return c, nil
 		}
 	}
-	for _, p := range planned {
-		if p == name {
-			return nil, fmt.Errorf("%w: %q is known, but this build has only %s",
-				ErrUnsupported, name, namesOf(carriers))
-		}
-	}
-	return nil, fmt.Errorf("%w: expected one of %s, found %q", ErrUnknownCarrier,
-		strings.Join(append([]string{Auto, namesOf(carriers)}, planned...), ", "), name)
+	return nil, fmt.Errorf("%w: expected %s or one of %s, found %q", ErrUnknownCarrier, Auto, namesOf(carriers), name)
 }
 
 func firstUsable(carriers []Carrier) (Carrier, error) {

@@ -20,11 +20,6 @@ import (
 	"cowbird/tools/vmlab/vmtest"
 )
 
-// A device outlives its server, but not what the server was asked.
-//
-//vmtest:timeout 15m
-func TestDmUserCarrierConformance(t *testing.T) { conform(t, users, diesWithServer) }
-
 // Several channels share the requests.
 //
 //vmtest:timeout 5m

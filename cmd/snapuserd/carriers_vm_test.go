@@ -184,6 +184,9 @@ func (r *rig) reading(node string) (stop func() error, rounds *atomic.Int64) {
 //vmtest:timeout 5m
 func TestDaemonRestartNbd(t *testing.T) { restartUnderLoad(t, "nbd") }
 
+//vmtest:timeout 5m
+func TestDaemonRestartUblk(t *testing.T) { restartUnderLoad(t, "ublk") }
+
 func restartUnderLoad(t *testing.T, carrier string) {
 	r := newRig(t, carrier, "16M", oneFile)
 	node := r.start()

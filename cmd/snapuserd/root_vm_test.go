@@ -236,9 +236,6 @@ func (r *rig) launchFromInitramfs() {
 func TestRootFuse(t *testing.T) { rootServed(t, "fuse") }
 
 //vmtest:timeout 8m
-func TestRootNbd(t *testing.T) { rootServed(t, "nbd") }
-
-//vmtest:timeout 8m
 func TestRootDmUser(t *testing.T) { rootServed(t, "dm-user") }
 
 func rootServed(t *testing.T, carrier string) {
@@ -252,6 +249,9 @@ func rootServed(t *testing.T, carrier string) {
 //
 //vmtest:timeout 8m
 func TestRootOfItsOwnNbd(t *testing.T) { rootOfItsOwn(t, "nbd") }
+
+//vmtest:timeout 8m
+func TestRootOfItsOwnUblk(t *testing.T) { rootOfItsOwn(t, "ublk") }
 
 func rootOfItsOwn(t *testing.T, carrier string) {
 	r := newRig(t, carrier, "48M", fillRoot(t))
