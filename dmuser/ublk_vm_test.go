@@ -151,16 +151,6 @@ func TestUblkFileShort(t *testing.T) {
 	}
 }
 
-// leftBuffers is what the pool has free.
-func leftBuffers() (free []*buffer) {
-	buffers.mu.Lock()
-	defer buffers.mu.Unlock()
-	for b := buffers.free; b != nil; b = b.next {
-		free = append(free, b)
-	}
-	return free
-}
-
 // From 1 to 64 requests are under way, of all sizes.
 //
 //vmtest:timeout 5m
