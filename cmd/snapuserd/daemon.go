@@ -169,20 +169,25 @@ func (a attacher) Attach(ctx context.Context, name string, b snapd.Backend) (sna
 	return d, nil
 }
 
-// probe prints a line for each carrier. It fails when there is none to use.
+// probe prints a line for each carrier, and what auto makes of that. It fails when
+// there is none to use.
 func (d daemon) probe(stdout io.Writer) int {
-	code := exitFailed
-	for _, name := range []string{"dm-user", "ublk", "nbd", "fuse"} {
+	for _, name := range []string{"ublk", "dm-user", "fuse", "nbd"} {
 		c, err := d.carrier(name)
 		if err == nil {
 			err = c.Probe()
 		}
 		if err != nil {
 			fmt.Fprintf(stdout, "%-8s no: %v\n", name, err)
-			continue
+		} else {
+			fmt.Fprintf(stdout, "%-8s yes\n", name)
 		}
-		fmt.Fprintf(stdout, "%-8s yes\n", name)
-		code = exitOK
 	}
-	return code
+	c, err := d.carrier(dmuser.Auto)
+	if err != nil {
+		fmt.Fprintf(stdout, "%-8s none\n", dmuser.Auto)
+		return exitFailed
+	}
+	fmt.Fprintf(stdout, "%-8s %s, the first that is to be had\n", dmuser.Auto, c.Name())
+	return exitOK
 }

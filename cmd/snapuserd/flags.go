@@ -22,7 +22,8 @@ const (
 )
 
 const usage = `Usage: snapuserd [flags]         serve until SIGTERM
-       snapuserd [flags] probe   print which carriers this kernel offers
+       snapuserd [flags] probe   print which carriers this kernel offers, and which one
+                                 --carrier auto picks
 
 Serves snapshots (base + COW) as block devices and merges them, for clients
 such as otactl on the control socket. Runs in the foreground.
@@ -72,7 +73,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 		fmt.Fprint(stderr, usageEnd)
 	}
 	set.StringVar(&o.socket, "socket", defaultSocket(runtime.GOOS), "`path` of the control socket")
-	set.StringVar(&o.carrier, "carrier", dmuser.Auto, "how the kernel asks: auto, dm-user, ublk, nbd or fuse; `name`")
+	set.StringVar(&o.carrier, "carrier", dmuser.Auto, "how the kernel asks: ublk, dm-user, fuse or nbd, or auto, the first of them that\nthere is; `name`")
 	set.StringVar(&o.nbd, "nbd-socket", "", "`path` of a socket on which mapped snapshots are exported, by name and\nread-only, to NBD clients (none)")
 	set.IntVar(&o.group, "gid", snapd.NoGroup, "group whose members may use the sockets too; `number`, -1 for none")
 	set.BoolVar(&o.prio.IdleIO, "merge-idle-io", false, "merge when nobody else uses the storage (I/O class idle)")

@@ -100,11 +100,20 @@ func TestCannotRun(t *testing.T) {
 
 func TestProbe(t *testing.T) {
 	var l log
-	if code := with(&fakeCarrier{}).run(t.Context(), []string{"probe"}, &l, &l); code != exitOK || !strings.Contains(l.String(), "fuse     yes") || !strings.Contains(l.String(), "ublk     no: ") {
+	if code := with(&fakeCarrier{}).run(t.Context(), []string{"probe"}, &l, &l); code != exitOK || !strings.Contains(l.String(), "fuse     yes") ||
+		!strings.Contains(l.String(), "ublk     no: ") || !strings.Contains(l.String(), "auto     fake, ") {
 		t.Errorf("found %d, %q", code, l.String())
 	}
 	var none log
-	if code := with(&fakeCarrier{probe: errors.New("no fuse")}).run(t.Context(), []string{"probe"}, &none, &none); code != exitFailed || !strings.Contains(none.String(), "no fuse") {
+	nothing := with(&fakeCarrier{probe: errors.New("no fuse")})
+	usual := nothing.carrier
+	nothing.carrier = func(name string) (dmuser.Carrier, error) {
+		if name == dmuser.Auto {
+			return nil, dmuser.ErrUnsupported
+		}
+		return usual(name)
+	}
+	if code := nothing.run(t.Context(), []string{"probe"}, &none, &none); code != exitFailed || !strings.Contains(none.String(), "no fuse") || !strings.Contains(none.String(), "auto     none") {
 		t.Errorf("found %d, %q", code, none.String())
 	}
 }
