@@ -43,7 +43,7 @@
 // outlives the process: requests, those under way as well, wait until a process
 // attaches a backend of the same name and size, as the same user. It is known by
 // a mark and a hash of the name that the driver keeps for its server. [Leaver]
-// does the same on purpose. Sweep removes devices whose server is dead unless
+// does the same on purpose, where the driver can hold requests back (Linux 6.16). Sweep removes devices whose server is dead unless
 // somebody has them open.
 //
 // # The carrier "dm-user"

@@ -477,8 +477,8 @@ func (d *ublkDev) Leave() error {
 	if d.gone {
 		return nil
 	}
-	if d.info.Flags&ublkctl.Recovery == 0 {
-		return fmt.Errorf("%w: leave %s: it ends with its server", ErrUnsupported, d.path)
+	if needed := ublkctl.Recovery | ublkctl.Quiesce; d.info.Flags&needed != needed {
+		return fmt.Errorf("%w: leave %s: expected a driver that can hold requests back until the next server is there (quiesce, Linux 6.16), found %v", ErrUnsupported, d.path, d.info.Flags)
 	}
 	d.gone = true
 	d.keeping.Store(true)
@@ -504,12 +504,8 @@ func (d *ublkDev) awaitLeft() {
 	}
 }
 
-// quiesce has the driver hold requests back. Without it those that come meanwhile
-// are asked again of the next server, as are those of a server that has died.
+// quiesce has the driver hold requests back.
 func (d *ublkDev) quiesce() {
-	if d.info.Flags&ublkctl.Quiesce == 0 {
-		return
-	}
 	if ctl, err := d.carrier.open(); err == nil {
 		_ = ctl.Quiesce(d.info.ID, quiesceWait)
 		ctl.Close()
