@@ -48,20 +48,50 @@
 //
 // # The carrier "dm-user"
 //
-// It needs device-mapper and its target "user", which Android's kernels have, and
-// others with the module in tools/dm-user-kmod:
+// It needs device-mapper's target of that name: Android's kernels have it, others
+// get it from tools/dm-user-kmod.
 //
-//	mount, reader      /dev/dm-3
-//	                       |         device-mapper: read-only, one target
-//	                   /dev/dm-user/NAME
-//	                       |
-//	this process       session ----> Backend.ReadAt
+//	mount, reader      /dev/dm-3         cowbird-system_a, read-only
+//	                       |         device-mapper: one target, "user"
+//	                   /dev/dm-user/cowbird-system_a-…
+//	                       |         a channel: an open file of that node
+//	this process       Session ----> Backend.ReadAt
 //
-// A process that attaches a backend of the same name and size gives the device
-// another table: requests that the earlier server has not read go to the new one,
-// those that it has it answers, and then it ends. When a server dies, what it has
-// been asked fails, and so does what comes until the next server; the device stays
-// as long as somebody has it open. Package userstream is the protocol.
+// What a channel says and is told is in package userstream. A channel is opened
+// before the table becomes the active one, so that the driver's patience with
+// servers that have not come yet is never tried. One channel does: a second one
+// was measured to be no faster, and costs a thread.
+//
+// The device outlives the process. A process that attaches a backend of the same
+// name and size gives the device a table of its own, with another node, whether
+// the earlier server lives or not:
+//
+//	load ──► open a channel ──► suspend ──────────► resume
+//	                            requests wait; the  the old table goes, its
+//	                            old server answers  server's reads say so, and
+//	                            what it has         its Device is Done
+//
+// Nobody who has the device open notices, if the earlier server lives to answer
+// what it was asked. If it was killed, what it was asked fails with EIO when the
+// kernel closes its channel, and so does, at once, all that is asked until the
+// next server's table is there; then the device works again. No timeout has a say
+// in this. (dm_user_daemon_timeout_msec is for tables that nobody has opened a
+// channel of, which this carrier does not make active.) If the earlier server
+// neither answers nor dies, Attach waits until its context ends, and leaves the
+// device to that server.
+//
+// A device is ours if its UUID says so; it is the same as the name. Who changes
+// the tables of one holds a lock, a socket of an abstract name, as long as that
+// takes. Sweep removes devices without a server that nobody has open. Whether
+// there is one the target tells (the number of its channels); Android's does not,
+// and there a server is known by another socket's name, @cowbird-dm-user:dm-3:….
+// Attach goes on with what is in use. A device of another size than the backend is
+// removed if nobody serves or uses it, and is in the way otherwise.
+//
+// A reader that waits in a channel cannot be woken by closing it, so that a
+// session ends with the target only. Abort answers all that is under way with
+// errors, and then loads a table that fails everything; the device goes with its
+// last user, unless somebody attaches to it before.
 //
 // # The carrier "nbd"
 //
@@ -113,7 +143,8 @@
 // The nbd driver is told not to ask for more than a buffer holds. If it does so
 // anyway, as any NBD client may, a reply that must be sent whole has a mapping of
 // its own of up to 32 MiB: one at a time for each device, and one for all
-// exports.
+// exports. Device-mapper cannot be told, and asks for as much as a reader wants at
+// once. There the same holds, and what is longer than 32 MiB fails.
 //
 // # Caveats
 //
@@ -123,5 +154,5 @@
 // /dev/fuse. Sweep, called by another process, ends such a deadlock.
 //
 // The logical block size is 4096 bytes if that divides the device's size, else
-// 512. A file system with smaller blocks cannot be mounted from the former.
+// 512; with dm-user it is always 512. A file system with smaller blocks cannot be mounted from the former.
 package dmuser
