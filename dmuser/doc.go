@@ -154,5 +154,6 @@
 // /dev/fuse. Sweep, called by another process, ends such a deadlock.
 //
 // The logical block size is 4096 bytes if that divides the device's size, else
-// 512; with dm-user it is always 512. A file system with smaller blocks cannot be mounted from the former.
+// 512; with dm-user it is always 512. A file system with smaller blocks cannot be
+// mounted from the former.
 package dmuser

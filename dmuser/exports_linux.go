@@ -299,6 +299,12 @@ func (d *exportedDevice) watch() {
 	close(d.done)
 }
 
+// Replaced is what the device says, if it can tell.
+func (d *exportedDevice) Replaced() bool {
+	r, ok := d.Device.(interface{ Replaced() bool })
+	return ok && r.Replaced()
+}
+
 func (d *exportedDevice) Done() <-chan struct{} { return d.done }
 
 func (d *exportedDevice) Close() error {

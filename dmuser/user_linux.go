@@ -318,6 +318,24 @@ func (d *userDev) Close() error {
 	return nil
 }
 
+// Replaced reports, once Done is closed, whether the device is there still, with
+// a table that is not ours: another server has taken it over.
+func (d *userDev) Replaced() bool {
+	d.op.Lock()
+	gone := d.gone
+	d.op.Unlock()
+	if gone || d.isOurs() {
+		return false
+	}
+	ctl, err := openMapper()
+	if err != nil {
+		return false
+	}
+	defer ctl.Close()
+	info, err := ctl.Info(d.name)
+	return err == nil && info.UUID == d.name && info.Active
+}
+
 // release removes the device, unless another table serves it by now.
 func (d *userDev) release() error {
 	return d.locked(func(ctl *dm.Control) error { return removeMapped(ctl, d.info) })

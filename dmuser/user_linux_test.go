@@ -69,6 +69,31 @@ func TestDmUserCarrierStatus(t *testing.T) {
 	}
 }
 
+func TestDmUserCarrierServed(t *testing.T) {
+	const sockets = "0: 00000002 00000000 00000000 0002 01 11 @cowbird-dm-user:dm-7:1234abcd\n"
+	one := func(typ, args string) []dm.Target { return []dm.Target{{Sectors: 8, Type: typ, Args: args}} }
+	for _, c := range []struct {
+		status []dm.Target
+		dev    uint64
+		err    error
+		served bool
+	}{
+		{nil, 0xfc07, nil, false},
+		{one("error", ""), 0xfc07, nil, false},
+		{one("user", "x 1 0"), 0xfc01, nil, true},
+		{one("user", "x 0 5"), 0xfc07, nil, false}, // the target knows better
+		{one("user", ""), 0xfc07, nil, true},
+		{one("user", ""), 0xfc00, nil, false},
+		{one("user", ""), 0xfc77, nil, false},
+		{one("user", ""), 0xfc00, unix.ENOENT, true}, // in doubt
+	} {
+		got := isServedTarget(c.status, dm.Info{Dev: c.dev}, func() (string, error) { return sockets, c.err })
+		if got != c.served {
+			t.Errorf("%v of device %x: expected served %v, found %v", c.status, c.dev, c.served, got)
+		}
+	}
+}
+
 func TestDmUserCarrierLock(t *testing.T) {
 	unlock, err := lockUser(t.Context(), "cowbird-x")
 	must(t, err)

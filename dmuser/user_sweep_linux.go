@@ -65,21 +65,29 @@ func lockUser(ctx context.Context, name string) (unlock func(), err error) {
 	}
 }
 
-// isServedUser asks the target how many channels are open. Android's does not
-// say; then a server is known by its mark. It is true when in doubt.
+// isServedUser is true when in doubt.
 func isServedUser(ctl *dm.Control, info dm.Info) bool {
 	status, err := ctl.Status(info.Name)
 	if err != nil {
 		return !errors.Is(err, dm.ErrNotFound)
 	}
+	return isServedTarget(status, info, func() (string, error) {
+		table, err := os.ReadFile("/proc/net/unix")
+		return string(table), err
+	})
+}
+
+// isServedTarget asks the target how many channels are open. Android's does not
+// say; then a server is known by its mark among the sockets.
+func isServedTarget(status []dm.Target, info dm.Info, sockets func() (string, error)) bool {
 	if len(status) != 1 || status[0].Type != userTarget {
 		return false
 	}
 	if channels, ok := channelsOf(status[0].Args); ok {
 		return channels > 0
 	}
-	table, err := os.ReadFile("/proc/net/unix")
-	return err != nil || strings.Contains(string(table), " "+userMarks(info))
+	table, err := sockets()
+	return err != nil || strings.Contains(table, " "+userMarks(info))
 }
 
 // channelsOf reads the status of our module's targets: name, open channels,

@@ -194,6 +194,9 @@ func TestDmUserCarrierReplaceWaits(t *testing.T) {
 	must(t, <-slow)
 	within(t, "the change", func() { <-first.Done() })
 	d := <-second
+	if !first.(*userDev).Replaced() || d.(*userDev).Replaced() {
+		t.Error("expected the first device to be replaced, and not the second")
+	}
 	must(t, first.Close())
 	must(t, first.Abort())
 	checkRead(t, f, b, gateAt)
@@ -362,6 +365,9 @@ func TestDmUserCarrierForeignRemoval(t *testing.T) {
 	d := attach(t, users, pattern(testSize))
 	tool(t, "dmsetup", "remove", "--noudevsync", "--noudevrules", userName(t.Name()))
 	within(t, "Done", func() { <-d.Done() })
+	if d.(*userDev).Replaced() {
+		t.Error("expected a device that was removed not to be replaced")
+	}
 	other := attach(t, users, pattern(testSize))
 	must(t, d.Close()) // and does not take the next one with it
 	f := openDevice(t, other, unix.O_DIRECT)

@@ -50,17 +50,24 @@ type fakeDevice struct {
 	name    string
 	backend Backend
 
-	mu      sync.Mutex
-	holder  string
-	closed  bool
-	aborted bool
-	done    chan struct{}
+	mu       sync.Mutex
+	holder   string
+	closed   bool
+	aborted  bool
+	replaced bool
+	done     chan struct{}
 }
 
 var errBusy = errors.New("device is in use")
 
 func (d *fakeDevice) Path() string          { return "/dev/fake-" + d.name }
 func (d *fakeDevice) Done() <-chan struct{} { return d.done }
+
+func (d *fakeDevice) Replaced() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.replaced
+}
 
 func (d *fakeDevice) Close() error {
 	d.mu.Lock()

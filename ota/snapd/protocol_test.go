@@ -278,6 +278,23 @@ func TestDeviceLost(t *testing.T) {
 	w.expect("delete,sys", "success")
 }
 
+// Another daemon has taken the device, which is no loss.
+func TestDeviceReplaced(t *testing.T) {
+	l := newLab(t, nil)
+	w := l.dial()
+	l.mapped(w, "sys")
+	d := l.carrier.device("sys")
+	d.mu.Lock()
+	d.replaced = true
+	d.mu.Unlock()
+	_ = d.Abort()
+	w.until("get_device_name,sys", "fail")
+	if s := l.status(w, "sys"); !strings.Contains(s.Error, "another daemon") {
+		t.Errorf("found %+v", s)
+	}
+	w.expect("delete,sys", "success")
+}
+
 func TestSilentClients(t *testing.T) {
 	l := newLab(t, func(c *Config) { c.Clients = 4 })
 	first := l.dial()

@@ -199,16 +199,29 @@ func (s *Server) mayStart(n *snap) error {
 // watch notices a device that goes away without our doing.
 func (s *Server) watch(n *snap, d Device) {
 	<-d.Done()
+	replaced := isReplaced(d)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if n.closing || n.device != d {
 		return
 	}
 	n.device = nil
-	n.lost = fmt.Errorf("block device %s went away by itself: start the snapshot again", d.Path())
-	s.log.Error("block device lost", "name", n.name, "err", n.lost)
+	if replaced {
+		n.lost = fmt.Errorf("block device %s is served by another daemon now", d.Path())
+		s.log.Info("block device handed over", "name", n.name, "device", d.Path())
+	} else {
+		n.lost = fmt.Errorf("block device %s went away by itself: start the snapshot again", d.Path())
+		s.log.Error("block device lost", "name", n.name, "err", n.lost)
+	}
 	_ = d.Close()
 	s.checkDrained()
+}
+
+// isReplaced asks a device that has ended, if it can tell, whether another server
+// has it now.
+func isReplaced(d Device) bool {
+	r, ok := d.(interface{ Replaced() bool })
+	return ok && r.Replaced()
 }
 
 // remove closes the device and forgets the snapshot. While something uses the
