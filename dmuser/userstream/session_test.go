@@ -338,11 +338,11 @@ func (r *rig) mu() *sync.Mutex { return &r.kernel.mu }
 func TestNoGarbage(t *testing.T) {
 	c := &quiet{left: 2000}
 	header{typ: opRead, sector: 1, length: 4096}.put(c.request[:])
-	p := &onePool{frame: make([]byte, HeaderSize+4096)}
+	p := newFixedPool(3)
 	ended := make(chan error, 1)
 	allocs := testing.AllocsPerRun(1, func() {
 		c.left = 2000
-		Start(c, backend(nil), p, Options{Ended: func(err error) { ended <- err }})
+		Start(c, backend(nil), p, Options{Workers: 3, Ended: func(err error) { ended <- err }})
 		<-ended
 	})
 	if allocs > 50 {
@@ -367,7 +367,18 @@ func (c *quiet) Write(b []byte) (int, error) { return len(b), nil }
 func (c *quiet) Waiting() bool               { return false }
 func (c *quiet) Close() error                { return nil }
 
-type onePool struct{ frame }
+// fixedPool has one buffer for each who may serve.
+type fixedPool chan *fixedBuffer
 
-func (p *onePool) Get(int) (Buffer, error) { return p, nil }
-func (p *onePool) Put(Buffer)              {}
+type fixedBuffer struct{ frame }
+
+func newFixedPool(n int) fixedPool {
+	p := make(fixedPool, n)
+	for range n {
+		p <- &fixedBuffer{make([]byte, HeaderSize+4096)}
+	}
+	return p
+}
+
+func (p fixedPool) Get(int) (Buffer, error) { return <-p, nil }
+func (p fixedPool) Put(b Buffer)            { p <- b.(*fixedBuffer) }
