@@ -14,7 +14,12 @@ import (
 // loop3, which depends on how many partitions its driver allows, and assumes
 // fallback where sysfs is missing.
 func deviceNumber(base string, fallback uint64) uint64 {
-	text, _ := os.ReadFile("/sys/block/" + base + "/dev")
+	return numberIn("/sys/block/"+base+"/dev", fallback)
+}
+
+// numberIn reads MAJOR:MINOR from a file of sysfs.
+func numberIn(path string, fallback uint64) uint64 {
+	text, _ := os.ReadFile(path)
 	major, minor, _ := strings.Cut(strings.TrimSpace(string(text)), ":")
 	a, errA := strconv.ParseUint(major, 10, 32)
 	b, errB := strconv.ParseUint(minor, 10, 32)

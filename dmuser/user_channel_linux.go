@@ -131,15 +131,15 @@ func channelNode(misc string) (path string, made bool, err error) {
 }
 
 func channelNumber(misc string) (uint64, error) {
-	text, err := os.ReadFile(channelClass + misc + "/dev")
-	if err != nil {
+	path := channelClass + misc + "/dev"
+	if _, err := os.Stat(path); err != nil {
 		return 0, err
 	}
-	var major, minor uint32
-	if _, err := fmt.Sscanf(string(text), "%d:%d", &major, &minor); err != nil {
-		return 0, fmt.Errorf("expected MAJOR:MINOR, found %q", text)
+	number := numberIn(path, 0)
+	if number == 0 {
+		return 0, fmt.Errorf("%s: expected MAJOR:MINOR, found something else", path)
 	}
-	return unix.Mkdev(major, minor), nil
+	return number, nil
 }
 
 func isChannel(path string, dev uint64) bool {

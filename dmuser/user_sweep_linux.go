@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -93,10 +94,12 @@ func isServedTarget(status []dm.Target, info dm.Info, sockets func() (string, er
 // channelsOf reads the status of our module's targets: name, open channels,
 // requests that none of them has taken.
 func channelsOf(status string) (channels int, ok bool) {
-	var name string
-	var queued int
-	n, _ := fmt.Sscan(status, &name, &channels, &queued)
-	return channels, n == 3
+	fields := strings.Fields(status)
+	if len(fields) != 3 {
+		return 0, false
+	}
+	channels, err := strconv.Atoi(fields[1])
+	return channels, err == nil
 }
 
 // Sweep leaves alone what somebody has open: Attach goes on with it.
