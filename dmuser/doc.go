@@ -60,7 +60,7 @@
 // What a channel says and is told is in package userstream. A channel is opened
 // before the table becomes the active one, so that the driver's patience with
 // servers that have not come yet is never tried. One channel does: a second one
-// was measured to be no faster, and costs a thread.
+// was measured to be little faster at best, and costs a thread.
 //
 // The device outlives the process. A process that attaches a backend of the same
 // name and size gives the device a table of its own, with another node, whether
