@@ -235,6 +235,11 @@ func (r *rig) launchFromInitramfs() {
 //vmtest:timeout 8m
 func TestRootFuse(t *testing.T) { rootServed(t, "fuse") }
 
+// This one fails when the daemon is an I/O flusher: see package resident.
+//
+//vmtest:timeout 8m
+func TestRootNbd(t *testing.T) { rootServed(t, "nbd") }
+
 //vmtest:timeout 8m
 func TestRootDmUser(t *testing.T) { rootServed(t, "dm-user") }
 
