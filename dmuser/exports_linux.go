@@ -27,7 +27,7 @@ var ErrTooManyClients = errors.New("too many NBD clients")
 // their connections to Handle. Its methods are safe for concurrent use.
 type Exports struct {
 	most    int
-	buffers *nbdBuffers
+	buffers *replyBuffers
 
 	mu      sync.Mutex
 	exports map[string]*export
@@ -57,7 +57,7 @@ type exportClient struct {
 // NewExports makes an empty table for up to most clients at a time.
 func NewExports(most int) *Exports {
 	return &Exports{
-		most: most, buffers: newNbdBuffers(buffers, nil),
+		most: most, buffers: newReplyBuffers(buffers, nil),
 		exports: map[string]*export{}, clients: map[*exportClient]bool{},
 	}
 }

@@ -396,7 +396,7 @@ func TestNbdBuffers(t *testing.T) {
 	must(t, err)
 	defer spare.free()
 	pool := newBufferPool(maxRead)
-	p := newNbdBuffers(pool, spare)
+	p := newReplyBuffers(pool, spare)
 	small, err := p.Get(maxRead)
 	must(t, err)
 	large, err := p.Get(maxRead + 1)

@@ -91,7 +91,7 @@ func (c *nbdCarrier) attach(ctx context.Context, name string, b Backend) (*nbdDe
 	}
 	d := &nbdDev{
 		backend: b, identifier: nbdIdentifier(name), spare: spare,
-		buffers: newNbdBuffers(c.buffers, spare), done: make(chan struct{}),
+		buffers: newReplyBuffers(c.buffers, spare), done: make(chan struct{}),
 	}
 	err = d.adopt(ctl)
 	if errors.Is(err, errNothingToAdopt) {
@@ -128,7 +128,7 @@ type nbdDev struct {
 	path       string
 	flags      uint64 // client flags that the device has for life
 	spare      *reserve
-	buffers    *nbdBuffers
+	buffers    *replyBuffers
 	done       chan struct{}
 
 	op   sync.Mutex // held by Close and Abort

@@ -136,7 +136,7 @@ func (c *nbdCarrier) sweep(ctl *nbdControl, l nbdLeft) error {
 		return err
 	}
 	p := newPlaceholder()
-	s := nbd.Start(newDriverConn(fd), p, newNbdBuffers(c.buffers, nil), nbd.Options{Trusted: true})
+	s := nbd.Start(newDriverConn(fd), p, newReplyBuffers(c.buffers, nil), nbd.Options{Trusted: true})
 	err = releaseNbd(ctl, l.index, path, l.identifier, 0)
 	s.Close()
 	close(p.left)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -551,5 +550,3 @@ func (d *ublkDev) finish() {
 	d.free()
 	close(d.done)
 }
-
-func pageSize() int { return os.Getpagesize() }

@@ -2,6 +2,7 @@ package dmuser
 
 import (
 	"fmt"
+	"os"
 	"runtime"
 	"sync"
 	"unsafe"
@@ -158,8 +159,8 @@ func (q *ublkQueue) setUp() (err error) {
 			return err
 		}
 	}
-	q.descs, err = unix.Mmap(q.d.char, ublkctl.DescOffset(q.id, pageSize()),
-		ublkctl.DescLength(q.d.info.Depth, pageSize()), unix.PROT_READ, unix.MAP_SHARED|unix.MAP_POPULATE)
+	q.descs, err = unix.Mmap(q.d.char, ublkctl.DescOffset(q.id, os.Getpagesize()),
+		ublkctl.DescLength(q.d.info.Depth, os.Getpagesize()), unix.PROT_READ, unix.MAP_SHARED|unix.MAP_POPULATE)
 	if err != nil {
 		return fmt.Errorf("map the descriptors of queue %d: %w", q.id, err)
 	}

@@ -80,7 +80,7 @@ func (c *userCarrier) attach(ctx context.Context, name string, b Backend) (*user
 	}
 	d := &userDev{
 		backend: b, name: userName(name), misc: miscName(name), mark: -1, spare: spare,
-		buffers: newNbdBuffers(c.buffers, spare), done: make(chan struct{}),
+		buffers: newReplyBuffers(c.buffers, spare), done: make(chan struct{}),
 	}
 	if err := d.start(ctx, ctl, c.channels); err != nil {
 		return nil, err
@@ -97,7 +97,7 @@ type userDev struct {
 	info    dm.Info
 	path    string
 	spare   *reserve
-	buffers *nbdBuffers
+	buffers *replyBuffers
 	done    chan struct{}
 
 	op   sync.Mutex // held by Close and Abort

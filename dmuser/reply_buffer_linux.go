@@ -6,9 +6,10 @@ import (
 	"cowbird/dmuser/nbd"
 )
 
-// nbdBuffers lends buffers to NBD sessions: those of the pool, and now and then
-// one for a reply that is larger, of which there is one at a time.
-type nbdBuffers struct {
+// replyBuffers lends buffers to the sessions of NBD and of dm-user: those of the
+// pool, and now and then one for a reply that is larger, of which there is one at a
+// time.
+type replyBuffers struct {
 	pool  *bufferPool
 	spare *reserve // for a session that must go on; may be nil
 	large chan struct{}
@@ -16,11 +17,11 @@ type nbdBuffers struct {
 
 var _ [maxRead - nbd.MaxPiece]struct{} // a piece fits into a buffer of the pool
 
-func newNbdBuffers(pool *bufferPool, spare *reserve) *nbdBuffers {
-	return &nbdBuffers{pool: pool, spare: spare, large: make(chan struct{}, 1)}
+func newReplyBuffers(pool *bufferPool, spare *reserve) *replyBuffers {
+	return &replyBuffers{pool: pool, spare: spare, large: make(chan struct{}, 1)}
 }
 
-func (p *nbdBuffers) Get(n int) (nbd.Buffer, error) {
+func (p *replyBuffers) Get(n int) (nbd.Buffer, error) {
 	if n > p.pool.size {
 		return p.getLarge(n)
 	}
@@ -34,7 +35,7 @@ func (p *nbdBuffers) Get(n int) (nbd.Buffer, error) {
 	return nil, err
 }
 
-func (p *nbdBuffers) getLarge(n int) (nbd.Buffer, error) {
+func (p *replyBuffers) getLarge(n int) (nbd.Buffer, error) {
 	p.large <- struct{}{}
 	b, err := p.pool.mmap(n)
 	if err != nil {
@@ -44,7 +45,7 @@ func (p *nbdBuffers) getLarge(n int) (nbd.Buffer, error) {
 	return b, nil
 }
 
-func (p *nbdBuffers) Put(b nbd.Buffer) {
+func (p *replyBuffers) Put(b nbd.Buffer) {
 	switch b := b.(*buffer); {
 	case b.reserve:
 		p.spare.giveBack()
