@@ -34,18 +34,6 @@ type FileBackend interface {
 	ReleaseFile()
 }
 
-// Leaver is a Device that can outlive its server. Its methods are safe for
-// concurrent use.
-type Leaver interface {
-	Device
-	// Leave stops serving, and keeps the device for a process that attaches a
-	// backend of the same name and size: whoever has it open waits until then,
-	// for good if none comes. When it returns nil the backend is not called
-	// any more. A device that cannot be left fails with ErrUnsupported, and is
-	// served as before.
-	Leave() error
-}
-
 // Carrier makes block devices out of backends in one particular way. Its
 // methods are safe for concurrent use.
 type Carrier interface {
@@ -79,6 +67,13 @@ type Device interface {
 	// somebody did, so that the caller can say so, and nil otherwise. It does
 	// not wait for the backend: see Done.
 	Abort() error
+	// Leave stops serving, and keeps the device for a process that attaches a
+	// backend of the same name and size: whoever has it open waits for that
+	// one (see the package's page for how long). When it returns nil the
+	// backend is not called any more. It waits until what was asked before is
+	// answered. A device that cannot outlive this process fails with
+	// ErrUnsupported, and is served as before.
+	Leave() error
 	// Done is closed when the device has stopped serving, for any reason, and
 	// the last call of the backend has returned.
 	Done() <-chan struct{}

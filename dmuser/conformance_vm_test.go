@@ -61,6 +61,7 @@ func conform(t *testing.T, c Carrier, e ending) {
 		{"Many", testMany},
 		{"AbortUnderLoad", testAbortUnderLoad},
 		{"Killed", e.test()},
+		{"Leave", testLeave},
 		{"Idle", testIdle},
 		{"Cycles", testCycles}, // the longest
 	} {
@@ -254,6 +255,36 @@ func testSuccession(t *testing.T, c Carrier) {
 	must(t, ch.stdin.Close())
 	must(t, ch.Wait())
 	expectUnswept(t, c, "child")
+}
+
+// testLeave: a server leaves a device, and another one goes on, in this process and
+// under load. What cannot be left is served as before.
+func testLeave(t *testing.T, c Carrier) {
+	d := attach(t, c, newFileBackend(t))
+	stop, count := load(t, d.Path(), 8)
+	rounds := 5
+	if c == fuse {
+		rounds = 0
+		if err := d.Leave(); !errors.Is(err, ErrUnsupported) {
+			t.Errorf("expected ErrUnsupported, found %v", err)
+		}
+	}
+	for range rounds {
+		count.Store(0)
+		eventually(t, "some reads", func() bool { return count.Load() > 50 })
+		within(t, "Leave", func() { must(t, d.Leave()) })
+		must(t, d.Close()) // takes nothing away
+		next := attach(t, c, newFileBackend(t))
+		if next.Path() != d.Path() {
+			t.Errorf("expected %s again, found %s", d.Path(), next.Path())
+		}
+		<-d.Done()
+		d = next
+	}
+	count.Store(0)
+	eventually(t, "reads after the last change", func() bool { return count.Load() > 50 })
+	must(t, stop())
+	closeDevice(t, d)
 }
 
 // testKilled kills a server while its device is read: whoever reads learns of it,

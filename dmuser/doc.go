@@ -42,9 +42,8 @@
 // hands the rest to workers; data are written to the character device. The device
 // outlives the process: requests, those under way as well, wait until a process
 // attaches a backend of the same name and size, as the same user. It is known by
-// a mark and a hash of the name that the driver keeps for its server. [Leaver]
-// does the same on purpose, where the driver can hold requests back (Linux 6.16). Sweep removes devices whose server is dead unless
-// somebody has them open.
+// a mark and a hash of the name that the driver keeps for its server. Sweep removes
+// devices whose server is dead unless somebody has them open.
 //
 // # The carrier "dm-user"
 //
@@ -118,6 +117,22 @@
 // Sweep removes devices whose server is dead unless somebody has them open. A
 // server's end of the socket pair has a name, @cowbird-nbd:3, by which it is known
 // to be alive.
+//
+// # Servers that leave
+//
+// Device.Leave has a device outlive its server on purpose, while somebody has it
+// open:
+//
+//	carrier   who has it open                    how long
+//	ublk      waits for the next server          for good
+//	dm-user   waits for the next server, since   for good
+//	          the device is suspended
+//	nbd       waits for the next server; what    30 seconds, then gets errors
+//	          was under way, 10 seconds more
+//	fuse      cannot be left                     -
+//
+// Sweep does not end that wait. Abort is the other way to end: who has the device
+// open gets errors, on every carrier.
 //
 // # Exports
 //

@@ -288,7 +288,7 @@ type exportedDevice struct {
 	Device
 	export *export
 	done   chan struct{}
-	op     sync.Mutex // held by Close and Abort
+	op     sync.Mutex // held by Close, Abort and Leave
 }
 
 // watch ends the export when the device ends, for whatever reason.
@@ -319,6 +319,18 @@ func (d *exportedDevice) Close() error {
 	}
 	<-d.done
 	return nil
+}
+
+// Leave ends the export: its clients have connections to this process.
+func (d *exportedDevice) Leave() error {
+	d.op.Lock()
+	defer d.op.Unlock()
+	err := d.Device.Leave()
+	if err == nil {
+		_ = d.export.abort()
+		<-d.export.unused()
+	}
+	return err
 }
 
 func (d *exportedDevice) Abort() error {

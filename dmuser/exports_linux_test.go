@@ -315,6 +315,7 @@ func (c fakeCarrier) Attach(context.Context, string, Backend) (Device, error) {
 func (d *fakeDevice) Path() string          { return "/dev/fake" }
 func (d *fakeDevice) Done() <-chan struct{} { return d.done }
 func (d *fakeDevice) end()                  { d.once.Do(func() { close(d.done) }) }
+func (d *fakeDevice) Leave() error          { return d.Close() }
 func (d *fakeDevice) Abort() error          { d.end(); return d.busy }
 func (d *fakeDevice) Close() error {
 	if d.busy == nil {
@@ -352,7 +353,8 @@ func TestExportingCarrier(t *testing.T) {
 // The export ends when the device does, by itself or by force.
 func TestExportedDeviceEnds(t *testing.T) {
 	for name, end := range map[string]func(*fakeDevice, Device){
-		"Lost": func(f *fakeDevice, _ Device) { f.end() },
+		"Lost":  func(f *fakeDevice, _ Device) { f.end() },
+		"Leave": func(_ *fakeDevice, d Device) { must(t, d.Leave()) },
 		"Abort": func(_ *fakeDevice, d Device) {
 			if err := d.Abort(); !errors.Is(err, ErrBusy) {
 				t.Errorf("expected ErrBusy, found %v", err)

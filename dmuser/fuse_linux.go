@@ -228,6 +228,11 @@ func (d *fuseDev) Abort() error {
 	return err
 }
 
+// Leave fails: without this process there is no file that a device could be of.
+func (d *fuseDev) Leave() error {
+	return fmt.Errorf("%w: leave %s: a device of carrier fuse ends with its server", ErrUnsupported, d.Path())
+}
+
 func (d *fuseDev) releaseOnce() error {
 	sole, err := d.loop.release()
 	if err == nil && !sole {

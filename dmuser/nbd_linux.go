@@ -466,6 +466,22 @@ func (d *nbdDev) Abort() error {
 	return err
 }
 
+// Leave closes the connection without saying so to the driver, which waits for
+// another one then. Requests under way are asked again when their time is up.
+func (d *nbdDev) Leave() error {
+	d.op.Lock()
+	defer d.op.Unlock()
+	if d.gone {
+		return nil
+	}
+	d.gone = true
+	d.plugging.Lock()
+	defer d.plugging.Unlock()
+	d.end()
+	<-d.done
+	return nil
+}
+
 // disconnect has the driver fail whatever it has been asked, and reports an
 // ErrBusy if somebody has the device open.
 func (d *nbdDev) disconnect() error {

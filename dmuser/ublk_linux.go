@@ -467,21 +467,22 @@ func (d *ublkDev) stop() (held, err error) {
 	return held, nil
 }
 
-// Leave stops serving, and keeps the device for a server that attaches a backend of
-// the same name and size: whoever has the device open waits for that one. It
-// returns when the backend is not called any more.
+// Leave implements Device. Drivers before Linux 6.16 (no quiesce) hand requests to this
+// server until it is gone, and have the next one asked what was not answered then.
 func (d *ublkDev) Leave() error {
 	d.op.Lock()
 	defer d.op.Unlock()
 	if d.gone {
 		return nil
 	}
-	if needed := ublkctl.Recovery | ublkctl.Quiesce; d.info.Flags&needed != needed {
-		return fmt.Errorf("%w: leave %s: expected a driver that can hold requests back until the next server is there (quiesce, Linux 6.16), found %v", ErrUnsupported, d.path, d.info.Flags)
+	if needed := ublkctl.Recovery | ublkctl.Reissue; d.info.Flags&needed != needed {
+		return fmt.Errorf("%w: leave %s: expected a device that waits for its next server (recovery with reissue), found %v", ErrUnsupported, d.path, d.info.Flags)
 	}
 	d.gone = true
 	d.keeping.Store(true)
-	d.quiesce()
+	if d.info.Flags&ublkctl.Quiesce != 0 {
+		d.quiesce()
+	}
 	d.tell(&d.leaving)
 	<-d.done
 	d.awaitLeft()

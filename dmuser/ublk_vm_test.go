@@ -193,39 +193,10 @@ func TestUblkAbortUnderLoad(t *testing.T) {
 	}
 }
 
-// A server leaves a device, and another one goes on, in this process and under load.
-//
 //vmtest:timeout 5m
 func TestUblkLeave(t *testing.T) {
 	for name, c := range ublkModes(t) {
-		t.Run(name, func(t *testing.T) {
-			leavesNothing(t)
-			d := attach(t, c, newFileBackend(t))
-			stop, count := load(t, d.Path(), 8)
-			rounds := 5
-			if ublkFeatures(t)&ublkctl.Quiesce == 0 {
-				rounds = 0
-				if err := d.(Leaver).Leave(); !errors.Is(err, ErrUnsupported) {
-					t.Errorf("expected ErrUnsupported from a driver that cannot hold requests back, found %v", err)
-				}
-			}
-			for range rounds {
-				count.Store(0)
-				eventually(t, "some reads", func() bool { return count.Load() > 50 })
-				within(t, "Leave", func() { must(t, d.(Leaver).Leave()) })
-				<-d.Done()
-				must(t, d.Close()) // takes nothing away
-				next := attach(t, c, newFileBackend(t))
-				if next.Path() != d.Path() {
-					t.Errorf("expected %s again, found %s", d.Path(), next.Path())
-				}
-				d = next
-			}
-			count.Store(0)
-			eventually(t, "reads after the last change", func() bool { return count.Load() > 50 })
-			must(t, stop())
-			closeDevice(t, d)
-		})
+		t.Run(name, func(t *testing.T) { leavesNothing(t); testLeave(t, c) })
 	}
 }
 

@@ -100,7 +100,7 @@ type userDev struct {
 	buffers *replyBuffers
 	done    chan struct{}
 
-	op   sync.Mutex // held by Close and Abort
+	op   sync.Mutex // held by Close, Abort and Leave
 	gone bool       // guarded by op
 
 	mark     int  // a socket whose name tells that the device is served
@@ -389,6 +389,29 @@ func (d *userDev) Abort() error {
 		s.Fail()
 	}
 	return d.locked(d.end)
+}
+
+// Leave suspends the device: what was asked is answered, and device-mapper keeps
+// what is asked from then on until the next server's table is there. Sessions end
+// only with the target; should somebody else wake the device they fail everything.
+func (d *userDev) Leave() error {
+	d.op.Lock()
+	defer d.op.Unlock()
+	if d.gone {
+		return nil
+	}
+	err := d.locked(func(ctl *dm.Control) error {
+		_, err := ctl.Suspend(d.name, dm.SkipLockFS)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("leave %s: %w", d.path, err)
+	}
+	d.gone = true
+	for _, s := range d.all() {
+		s.Fail()
+	}
+	return nil
 }
 
 func (d *userDev) all() []*userstream.Session {

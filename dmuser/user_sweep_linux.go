@@ -145,9 +145,6 @@ func sweepMapped(ctl *dm.Control, device string) (string, error) {
 	if err != nil || info.UUID != userPrefix+short || isServedUser(ctl, info) {
 		return "", nil
 	}
-	if info.Suspended { // its server died in between; requests are not to wait for ever
-		_, _ = ctl.Resume(device)
-	}
 	if err := removeMapped(ctl, info); err != nil {
 		return "", fmt.Errorf("sweep %s: %w", short, err)
 	}

@@ -40,6 +40,7 @@ type rig struct {
 	dir               string
 	base, cow, socket string
 	target            []byte
+	flags             []string
 	process           *exec.Cmd
 	client            *control.Client
 }
@@ -99,7 +100,7 @@ func (r *rig) run(name string, args ...string) {
 // start runs the daemon and maps the snapshot.
 func (r *rig) start() (node string) {
 	r.t.Helper()
-	r.launch(exec.Command("/proc/self/exe", "--socket", r.socket, "--carrier", r.carrier))
+	r.launch(exec.Command("/proc/self/exe", append([]string{"--socket", r.socket, "--carrier", r.carrier}, r.flags...)...))
 	return r.mapSnapshot()
 }
 
@@ -146,6 +147,21 @@ func (r *rig) kill() {
 	_ = r.process.Wait()
 }
 
+// terminate asks the daemon to end, which it must do well.
+func (r *rig) terminate() {
+	r.t.Helper()
+	_ = r.client.Close()
+	r.must(r.process.Process.Signal(unix.SIGTERM))
+	ended := make(chan error, 1)
+	go func() { ended <- r.process.Wait() }()
+	select {
+	case err := <-ended:
+		r.must(err)
+	case <-time.After(time.Minute):
+		r.t.Fatal("the daemon does not end")
+	}
+}
+
 // reading compares the device with the target again and again, until stop, which
 // gives the first failure.
 func (r *rig) reading(node string) (stop func() error, rounds *atomic.Int64) {
@@ -165,6 +181,7 @@ func (r *rig) reading(node string) (stop func() error, rounds *atomic.Int64) {
 			default:
 			}
 			if _, err := f.ReadAt(buf, int64(off)); err != nil {
+				r.t.Log("the reader ends:", err)
 				ended <- err
 				return
 			}
@@ -182,13 +199,31 @@ func (r *rig) reading(node string) (stop func() error, rounds *atomic.Int64) {
 // goes on with the same device, and nobody who has it open sees an error.
 //
 //vmtest:timeout 5m
-func TestDaemonRestartNbd(t *testing.T) { restartUnderLoad(t, "nbd") }
+func TestDaemonRestartNbd(t *testing.T) { restartUnderLoad(t, "nbd", (*rig).kill) }
 
 //vmtest:timeout 5m
-func TestDaemonRestartUblk(t *testing.T) { restartUnderLoad(t, "ublk") }
+func TestDaemonRestartUblk(t *testing.T) { restartUnderLoad(t, "ublk", (*rig).kill) }
 
-func restartUnderLoad(t *testing.T, carrier string) {
+// The daemon is told to end and to leave its device to the next one.
+//
+//vmtest:timeout 5m
+func TestDaemonLeaveNbd(t *testing.T) {
+	restartUnderLoad(t, "nbd", (*rig).terminate, "--leave-devices")
+}
+
+//vmtest:timeout 5m
+func TestDaemonLeaveUblk(t *testing.T) {
+	restartUnderLoad(t, "ublk", (*rig).terminate, "--leave-devices")
+}
+
+//vmtest:timeout 5m
+func TestDaemonLeaveDmUser(t *testing.T) {
+	restartUnderLoad(t, "dm-user", (*rig).terminate, "--leave-devices")
+}
+
+func restartUnderLoad(t *testing.T, carrier string, end func(*rig), flags ...string) {
 	r := newRig(t, carrier, "16M", oneFile)
+	r.flags = flags
 	node := r.start()
 	point := t.TempDir()
 	r.must(unix.Mount(node, point, "ext4", unix.MS_RDONLY, "noload"))
@@ -199,7 +234,7 @@ func restartUnderLoad(t *testing.T, carrier string) {
 		}
 		rounds.Store(0)
 		vmtest.Eventually(t, "reads", func() bool { return rounds.Load() > 20 })
-		r.kill()
+		end(r)
 		if again := r.start(); again != node {
 			t.Fatalf("expected %s again, found %s", node, again)
 		}
@@ -260,15 +295,24 @@ func (r *rig) checkBase() {
 // the reader learns of it, and the next daemon goes on with the merge.
 //
 //vmtest:timeout 5m
-func TestDaemonKilledFuse(t *testing.T) { killedUnderLoad(t, "fuse") }
+func TestDaemonKilledFuse(t *testing.T) { endedUnderLoad(t, "fuse", (*rig).kill) }
 
-func killedUnderLoad(t *testing.T, carrier string) {
+// The daemon is told to end while its device is read and merged, and takes it away.
+//
+//vmtest:timeout 5m
+func TestDaemonStop(t *testing.T) {
+	for _, carrier := range []string{"fuse", "nbd", "ublk", "dm-user"} {
+		t.Run(carrier, func(t *testing.T) { endedUnderLoad(t, carrier, (*rig).terminate) })
+	}
+}
+
+func endedUnderLoad(t *testing.T, carrier string, end func(*rig)) {
 	r := newRig(t, carrier, "16M", oneFile)
 	for range 3 {
 		stop, rounds := r.reading(r.start())
 		r.must(r.client.Merge(t.Context(), "system", 1<<20))
 		vmtest.Eventually(t, "reads", func() bool { return rounds.Load() > 20 })
-		r.kill()
+		end(r)
 		ended := make(chan error, 1)
 		go func() { ended <- stop() }()
 		select {
@@ -277,7 +321,7 @@ func killedUnderLoad(t *testing.T, carrier string) {
 				t.Errorf("expected EIO, found %v", err)
 			}
 		case <-time.After(time.Minute):
-			t.Fatal("a reader of a device whose daemon was killed hangs")
+			t.Fatal("a reader of a device whose daemon has ended hangs")
 		}
 	}
 	stop, rounds := r.reading(r.start())

@@ -99,6 +99,7 @@ func (d daemon) serve(ctx context.Context, o options, log *slog.Logger) error {
 	server, err := snapd.Listen(snapd.Config{
 		Socket: o.socket, Group: o.group, Carrier: attacher{carrier}, Log: log,
 		Leaving: func() { notify(log, "STOPPING=1") }, Processors: procs, Priority: o.prio,
+		Keep: o.leave || o.root,
 	})
 	if err != nil {
 		return err

@@ -47,7 +47,9 @@ user, or belong to --gid.
 Once it is ready it cannot run programs any more, and has given up most of a
 root user's rights.
 On SIGTERM and SIGINT merges commit what they are at, devices are closed, and
-the sockets are removed. With NOTIFY_SOCKET set, readiness is told to systemd.
+the sockets are removed. Whoever has a device open gets I/O errors then. With
+--leave-devices they wait until the next daemon maps the snapshot again, for good
+on ublk and dm-user, 30 seconds on nbd; fuse cannot do that. With NOTIFY_SOCKET set, readiness is told to systemd.
 
 Exit codes: 0 ok, 1 failed or refused, 2 usage.
 `
@@ -60,6 +62,7 @@ type options struct {
 	level   slog.Level
 	prio    cow.Priority
 	root    bool
+	leave   bool
 	probe   bool
 }
 
@@ -79,6 +82,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	set.BoolVar(&o.prio.IdleIO, "merge-idle-io", false, "merge when nobody else uses the storage (I/O class idle)")
 	set.IntVar(&o.prio.Nice, "merge-nice", 0, "merge at a nice value higher by so much; `number`, 0 to 19")
 	set.BoolVar(&o.root, "serves-root", false, "the program may lie on a device that it serves: keep it in memory (some\n0.4 MB more), and do not start if that cannot be had")
+	set.BoolVar(&o.leave, "leave-devices", false, "when the daemon is told to end, leave devices that are in use to the next\none; --serves-root does that, too")
 	set.TextVar(&o.level, "log-level", slog.LevelInfo, "debug, info, warn or error; `level`")
 	if err := parseFlags(set, args, stderr); err != nil {
 		return o, err

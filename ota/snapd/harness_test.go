@@ -54,6 +54,8 @@ type fakeDevice struct {
 	holder   string
 	closed   bool
 	aborted  bool
+	left     bool
+	stays    bool // cannot be left
 	replaced bool
 	done     chan struct{}
 }
@@ -83,6 +85,17 @@ func (d *fakeDevice) Abort() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.aborted = true
+	d.end()
+	return nil
+}
+
+func (d *fakeDevice) Leave() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.stays {
+		return errors.ErrUnsupported
+	}
+	d.left = true
 	d.end()
 	return nil
 }

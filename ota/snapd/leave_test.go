@@ -47,6 +47,29 @@ func TestLeaveInMerge(t *testing.T) {
 	}
 }
 
+// Devices in use are left to the next daemon where that is wanted and possible.
+func TestLeaveKept(t *testing.T) {
+	l := newLab(t, func(c *Config) { c.Keep = true })
+	w := l.dial()
+	for _, name := range []string{"unused", "left", "stays"} {
+		l.mapped(w, name)
+		d := l.carrier.device(name)
+		d.stays = name == "stays"
+		if name != "unused" {
+			d.hold("process 1 (init)")
+		}
+	}
+	l.end()
+	for name, want := range map[string]struct{ left, aborted bool }{
+		"unused": {false, false}, "left": {true, false}, "stays": {false, true},
+	} {
+		d := l.carrier.device(name)
+		if !d.closed || d.left != want.left || d.aborted != want.aborted {
+			t.Errorf("%s: expected left and aborted to be %v, found closed %v, left %v, aborted %v", name, want, d.closed, d.left, d.aborted)
+		}
+	}
+}
+
 func TestStop(t *testing.T) {
 	var told atomic.Bool
 	l := newLab(t, func(c *Config) { c.Leaving = func() { told.Store(true) } })

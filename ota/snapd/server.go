@@ -47,9 +47,9 @@ const (
 	DefaultQuiet   = 2 * time.Second
 )
 
-// abortWait bounds how long the daemon waits, on its way out, for requests of a
+// leaveWait bounds how long the daemon waits, on its way out, for requests of a
 // device that was in use.
-const abortWait = 5 * time.Second
+const leaveWait = 5 * time.Second
 
 // Backend is what a carrier serves. Size is in bytes.
 type Backend interface {
@@ -65,6 +65,9 @@ type Device interface {
 	Close() error
 	// Abort takes it away from whoever holds it.
 	Abort() error
+	// Leave stops serving, and keeps the device for the next daemon, or fails
+	// and changes nothing.
+	Leave() error
 	// Done is closed when the last call of the backend has returned.
 	Done() <-chan struct{}
 }
@@ -87,6 +90,7 @@ type Config struct {
 	Priority cow.Priority  // of merges
 	Quiet    time.Duration // without requests until memory is given back
 	Leaving  func()        // called when Serve begins to end; may be nil
+	Keep     bool          // at the end devices in use are left to the next daemon, if they can be
 	// Processors is how many the runtime may use while there is work for
 	// them; it is held to one otherwise. 0 leaves the runtime alone.
 	Processors int
@@ -144,7 +148,7 @@ func Listen(cfg Config) (*Server, error) {
 
 // Serve obeys clients until ctx ends or a client says stop or detach. Before
 // it returns, merges have committed what they were at, and all devices are
-// closed, those in use as well.
+// closed, those in use as well, or left to the next daemon.
 func (s *Server) Serve(ctx context.Context) {
 	s.ctx, s.cancel = context.WithCancel(ctx)
 	defer s.cancel()

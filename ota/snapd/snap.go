@@ -286,19 +286,34 @@ func (s *Server) leave(n *snap) {
 
 // takeDevice reports whether the device's last request has ended.
 func (s *Server) takeDevice(n *snap, d Device) bool {
-	err := d.Close()
-	if err == nil {
+	busy := d.Close()
+	if busy == nil {
 		return true
 	}
-	s.log.Error("leaving although a block device is in use: whoever uses it gets I/O errors from now on", "name", n.name, "err", err)
-	_ = d.Abort()
+	ended := make(chan struct{})
+	go func() { defer close(ended); s.letGo(n, d, busy) }()
 	select {
-	case <-d.Done():
+	case <-ended:
 		return true
-	case <-time.After(abortWait):
-		s.log.Error("requests of a block device did not end", "name", n.name, "waited", abortWait)
+	case <-time.After(leaveWait):
+		s.log.Error("requests of a block device did not end", "name", n.name, "waited", leaveWait)
 		return false
 	}
+}
+
+// letGo ends the service of a device that is in use.
+func (s *Server) letGo(n *snap, d Device, busy error) {
+	if s.cfg.Keep {
+		s.log.Info("leaving a block device that is in use to the next daemon: whoever uses it waits for that one", "name", n.name, "use", busy)
+		err := d.Leave() // the log may be a file on that device: not a word after this
+		if err == nil {
+			return
+		}
+		s.log.Error("cannot leave a block device to the next daemon", "name", n.name, "err", err)
+	}
+	s.log.Error("leaving although a block device is in use: whoever uses it gets I/O errors from now on", "name", n.name, "err", busy)
+	_ = d.Abort()
+	<-d.Done()
 }
 
 // backend is the snapshot as a carrier sees it.
