@@ -170,20 +170,32 @@ func TestRate(t *testing.T) {
 	}
 }
 
+// awaitedContext tells when somebody waits for its end, which a merge does only
+// while it keeps to a rate or is paused.
+type awaitedContext struct {
+	context.Context
+	awaited chan struct{}
+	once    sync.Once
+}
+
+func (c *awaitedContext) Done() <-chan struct{} {
+	c.once.Do(func() { close(c.awaited) })
+	return c.Context.Done()
+}
+
 // A pause does not wait for a rate: the batch under way is finished at once.
 func TestPauseInterruptsThrottle(t *testing.T) {
 	c := generate(t, 10, 100, true)
 	s, _, _ := openSample(t, c)
-	ctx, cancel := context.WithCancel(context.Background())
+	cancellable, cancel := context.WithCancel(context.Background())
+	ctx := &awaitedContext{Context: cancellable, awaited: make(chan struct{})}
 	merged := make(chan error)
 	committed := make(chan Progress, 1)
 	go func() {
 		_, err := s.Merge(ctx, MergeOptions{Rate: 1, OnProgress: func(p Progress) { committed <- p }})
 		merged <- err
 	}()
-	for s.Progress().Status != StatusMerging {
-		time.Sleep(time.Millisecond)
-	}
+	<-ctx.awaited // a merge that is paused earlier does not begin
 	s.Pause()
 	select {
 	case p := <-committed:
