@@ -69,11 +69,12 @@ type Device interface {
 	Abort() error
 	// Leave stops serving, and keeps the device for a process that attaches a
 	// backend of the same name and size: whoever has it open waits for that
-	// one (see the package's page for how long). When it returns nil the
-	// backend is not called any more. It waits until what was asked before is
-	// answered. A device that cannot outlive this process fails with
-	// ErrUnsupported, and is served as before.
-	Leave() error
+	// one (see the package's page for how long). It waits until what was asked
+	// before is answered; the backend is not called any more then. Some drivers
+	// take a device to be left only when this process has ended: serving is true
+	// then, and nothing has changed. A device that cannot outlive this process
+	// fails with ErrUnsupported, and is served as before.
+	Leave() (serving bool, err error)
 	// Done is closed when the device has stopped serving, for any reason, and
 	// the last call of the backend has returned.
 	Done() <-chan struct{}

@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"cowbird/dmuser/internal/ublkctl"
 	"cowbird/tools/vmlab/vmtest"
 )
 
@@ -263,16 +264,22 @@ func testLeave(t *testing.T, c Carrier) {
 	d := attach(t, c, newFileBackend(t))
 	stop, count := load(t, d.Path(), 8)
 	rounds := 5
-	if c == fuse {
+	switch u, isUblk := d.(*ublkDev); {
+	case c == fuse:
 		rounds = 0
-		if err := d.Leave(); !errors.Is(err, ErrUnsupported) {
-			t.Errorf("expected ErrUnsupported, found %v", err)
+		if serving, err := d.Leave(); !serving || !errors.Is(err, ErrUnsupported) {
+			t.Errorf("expected to serve and ErrUnsupported, found %v, %v", serving, err)
+		}
+	case isUblk && u.info.Flags&ublkctl.Quiesce == 0: // see snapuserd's tests for what follows
+		rounds = 0
+		if serving, err := d.Leave(); !serving || err != nil {
+			t.Errorf("expected to serve until the end, found %v, %v", serving, err)
 		}
 	}
 	for range rounds {
 		count.Store(0)
 		eventually(t, "some reads", func() bool { return count.Load() > 50 })
-		within(t, "Leave", func() { must(t, d.Leave()) })
+		within(t, "Leave", func() { mustLeave(t, d) })
 		must(t, d.Close()) // takes nothing away
 		next := attach(t, c, newFileBackend(t))
 		if next.Path() != d.Path() {

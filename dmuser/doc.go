@@ -124,7 +124,9 @@
 // open:
 //
 //	carrier   who has it open                    how long
-//	ublk      waits for the next server          for good
+//	ublk      waits for the next server; before  for good
+//	          Linux 6.16 it is served until
+//	          this process ends
 //	dm-user   waits for the next server, since   for good
 //	          the device is suspended
 //	nbd       waits for the next server; what    30 seconds, then gets errors

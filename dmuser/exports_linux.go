@@ -322,15 +322,14 @@ func (d *exportedDevice) Close() error {
 }
 
 // Leave ends the export: its clients have connections to this process.
-func (d *exportedDevice) Leave() error {
+func (d *exportedDevice) Leave() (serving bool, err error) {
 	d.op.Lock()
 	defer d.op.Unlock()
-	err := d.Device.Leave()
-	if err == nil {
+	if serving, err = d.Device.Leave(); err == nil && !serving {
 		_ = d.export.abort()
 		<-d.export.unused()
 	}
-	return err
+	return serving, err
 }
 
 func (d *exportedDevice) Abort() error {

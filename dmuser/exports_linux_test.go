@@ -315,7 +315,7 @@ func (c fakeCarrier) Attach(context.Context, string, Backend) (Device, error) {
 func (d *fakeDevice) Path() string          { return "/dev/fake" }
 func (d *fakeDevice) Done() <-chan struct{} { return d.done }
 func (d *fakeDevice) end()                  { d.once.Do(func() { close(d.done) }) }
-func (d *fakeDevice) Leave() error          { return d.Close() }
+func (d *fakeDevice) Leave() (bool, error)  { return false, d.Close() }
 func (d *fakeDevice) Abort() error          { d.end(); return d.busy }
 func (d *fakeDevice) Close() error {
 	if d.busy == nil {
@@ -354,7 +354,7 @@ func TestExportingCarrier(t *testing.T) {
 func TestExportedDeviceEnds(t *testing.T) {
 	for name, end := range map[string]func(*fakeDevice, Device){
 		"Lost":  func(f *fakeDevice, _ Device) { f.end() },
-		"Leave": func(_ *fakeDevice, d Device) { must(t, d.Leave()) },
+		"Leave": func(_ *fakeDevice, d Device) { mustLeave(t, d) },
 		"Abort": func(_ *fakeDevice, d Device) {
 			if err := d.Abort(); !errors.Is(err, ErrBusy) {
 				t.Errorf("expected ErrBusy, found %v", err)
@@ -430,4 +430,12 @@ func TestNbdBuffers(t *testing.T) {
 		t.Error("expected the reserve, found another buffer")
 	}
 	p.Put(b)
+}
+
+// mustLeave leaves a device that can be.
+func mustLeave(t *testing.T, d Device) {
+	t.Helper()
+	if serving, err := d.Leave(); serving || err != nil {
+		t.Fatalf("expected the device to be left, found serving %v, %v", serving, err)
+	}
 }

@@ -229,8 +229,8 @@ func (d *fuseDev) Abort() error {
 }
 
 // Leave fails: without this process there is no file that a device could be of.
-func (d *fuseDev) Leave() error {
-	return fmt.Errorf("%w: leave %s: a device of carrier fuse ends with its server", ErrUnsupported, d.Path())
+func (d *fuseDev) Leave() (serving bool, err error) {
+	return true, fmt.Errorf("%w: leave %s: a device of carrier fuse ends with its server", ErrUnsupported, d.Path())
 }
 
 func (d *fuseDev) releaseOnce() error {

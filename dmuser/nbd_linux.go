@@ -468,18 +468,18 @@ func (d *nbdDev) Abort() error {
 
 // Leave closes the connection without saying so to the driver, which waits for
 // another one then. Requests under way are asked again when their time is up.
-func (d *nbdDev) Leave() error {
+func (d *nbdDev) Leave() (serving bool, err error) {
 	d.op.Lock()
 	defer d.op.Unlock()
 	if d.gone {
-		return nil
+		return false, nil
 	}
 	d.gone = true
 	d.plugging.Lock()
 	defer d.plugging.Unlock()
 	d.end()
 	<-d.done
-	return nil
+	return false, nil
 }
 
 // disconnect has the driver fail whatever it has been asked, and reports an

@@ -467,26 +467,27 @@ func (d *ublkDev) stop() (held, err error) {
 	return held, nil
 }
 
-// Leave implements Device. Drivers before Linux 6.16 (no quiesce) hand requests to this
-// server until it is gone, and have the next one asked what was not answered then.
-func (d *ublkDev) Leave() error {
+// Leave implements Device. Drivers before Linux 6.16 (no quiesce) know servers that live
+// and servers that are dead, and wait for the answers of those that live; the next one
+// is asked what was not answered.
+func (d *ublkDev) Leave() (serving bool, err error) {
 	d.op.Lock()
 	defer d.op.Unlock()
 	if d.gone {
-		return nil
+		return false, nil
 	}
 	if needed := ublkctl.Recovery | ublkctl.Reissue; d.info.Flags&needed != needed {
-		return fmt.Errorf("%w: leave %s: expected a device that waits for its next server (recovery with reissue), found %v", ErrUnsupported, d.path, d.info.Flags)
+		return true, fmt.Errorf("%w: leave %s: expected a device that waits for its next server (recovery with reissue), found %v", ErrUnsupported, d.path, d.info.Flags)
+	}
+	if !d.quiesce() {
+		return true, nil
 	}
 	d.gone = true
 	d.keeping.Store(true)
-	if d.info.Flags&ublkctl.Quiesce != 0 {
-		d.quiesce()
-	}
 	d.tell(&d.leaving)
 	<-d.done
 	d.awaitLeft()
-	return nil
+	return false, nil
 }
 
 // awaitLeft waits until the driver knows that the device has no server, which is
@@ -504,12 +505,17 @@ func (d *ublkDev) awaitLeft() {
 	}
 }
 
-// quiesce has the driver hold requests back.
-func (d *ublkDev) quiesce() {
-	if ctl, err := d.carrier.open(); err == nil {
-		_ = ctl.Quiesce(d.info.ID, quiesceWait)
-		ctl.Close()
+// quiesce has the driver hold requests back, and reports whether it does.
+func (d *ublkDev) quiesce() bool {
+	if d.info.Flags&ublkctl.Quiesce == 0 {
+		return false
 	}
+	ctl, err := d.carrier.open()
+	if err != nil {
+		return false
+	}
+	defer ctl.Close()
+	return ctl.Quiesce(d.info.ID, quiesceWait) == nil
 }
 
 func (d *ublkDev) isOver() bool {

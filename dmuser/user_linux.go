@@ -394,24 +394,24 @@ func (d *userDev) Abort() error {
 // Leave suspends the device: what was asked is answered, and device-mapper keeps
 // what is asked from then on until the next server's table is there. Sessions end
 // only with the target; should somebody else wake the device they fail everything.
-func (d *userDev) Leave() error {
+func (d *userDev) Leave() (serving bool, err error) {
 	d.op.Lock()
 	defer d.op.Unlock()
 	if d.gone {
-		return nil
+		return false, nil
 	}
-	err := d.locked(func(ctl *dm.Control) error {
+	err = d.locked(func(ctl *dm.Control) error {
 		_, err := ctl.Suspend(d.name, dm.SkipLockFS)
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("leave %s: %w", d.path, err)
+		return true, fmt.Errorf("leave %s: %w", d.path, err)
 	}
 	d.gone = true
 	for _, s := range d.all() {
 		s.Fail()
 	}
-	return nil
+	return false, nil
 }
 
 func (d *userDev) all() []*userstream.Session {

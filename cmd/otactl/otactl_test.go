@@ -49,7 +49,7 @@ type device struct {
 
 func (d *device) Path() string          { return "/dev/fake-" + d.name }
 func (d *device) Done() <-chan struct{} { return d.done }
-func (d *device) Leave() error          { return errors.ErrUnsupported }
+func (d *device) Leave() (bool, error)  { return true, errors.ErrUnsupported }
 func (d *device) Abort() error          { d.once.Do(func() { close(d.done) }); return nil }
 func (d *device) Close() error {
 	d.c.mu.Lock()

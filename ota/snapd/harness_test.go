@@ -56,6 +56,7 @@ type fakeDevice struct {
 	aborted  bool
 	left     bool
 	stays    bool // cannot be left
+	lasts    bool // is served until the process ends
 	replaced bool
 	done     chan struct{}
 }
@@ -89,15 +90,17 @@ func (d *fakeDevice) Abort() error {
 	return nil
 }
 
-func (d *fakeDevice) Leave() error {
+func (d *fakeDevice) Leave() (serving bool, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.stays {
-		return errors.ErrUnsupported
+		return true, errors.ErrUnsupported
 	}
 	d.left = true
-	d.end()
-	return nil
+	if !d.lasts {
+		d.end()
+	}
+	return d.lasts, nil
 }
 
 func (d *fakeDevice) end() {

@@ -51,22 +51,26 @@ func TestLeaveInMerge(t *testing.T) {
 func TestLeaveKept(t *testing.T) {
 	l := newLab(t, func(c *Config) { c.Keep = true })
 	w := l.dial()
-	for _, name := range []string{"unused", "left", "stays"} {
+	for _, name := range []string{"unused", "left", "stays", "lasts"} {
 		l.mapped(w, name)
 		d := l.carrier.device(name)
-		d.stays = name == "stays"
+		d.stays, d.lasts = name == "stays", name == "lasts"
 		if name != "unused" {
 			d.hold("process 1 (init)")
 		}
 	}
 	l.end()
-	for name, want := range map[string]struct{ left, aborted bool }{
-		"unused": {false, false}, "left": {true, false}, "stays": {false, true},
+	for name, want := range map[string]struct{ closed, left, aborted bool }{
+		"unused": {true, false, false}, "left": {true, true, false}, "stays": {true, false, true}, "lasts": {false, true, false},
 	} {
 		d := l.carrier.device(name)
-		if !d.closed || d.left != want.left || d.aborted != want.aborted {
-			t.Errorf("%s: expected left and aborted to be %v, found closed %v, left %v, aborted %v", name, want, d.closed, d.left, d.aborted)
+		if d.closed != want.closed || d.left != want.left || d.aborted != want.aborted {
+			t.Errorf("%s: expected closed, left and aborted to be %v, found %v, %v, %v", name, want, d.closed, d.left, d.aborted)
 		}
+	}
+	block := make([]byte, 4096)
+	if _, err := l.carrier.device("lasts").backend.ReadAt(block, 0); err != nil {
+		t.Errorf("a device that is served until the end: expected a read, found %v", err)
 	}
 }
 

@@ -66,8 +66,9 @@ type Device interface {
 	// Abort takes it away from whoever holds it.
 	Abort() error
 	// Leave stops serving, and keeps the device for the next daemon, or fails
-	// and changes nothing.
-	Leave() error
+	// and changes nothing. With serving it is kept when this process ends, and
+	// served until then.
+	Leave() (serving bool, err error)
 	// Done is closed when the last call of the backend has returned.
 	Done() <-chan struct{}
 }

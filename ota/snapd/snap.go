@@ -290,30 +290,32 @@ func (s *Server) takeDevice(n *snap, d Device) bool {
 	if busy == nil {
 		return true
 	}
-	ended := make(chan struct{})
-	go func() { defer close(ended); s.letGo(n, d, busy) }()
+	ended := make(chan bool, 1)
+	go func() { ended <- s.letGo(n, d, busy) }()
 	select {
-	case <-ended:
-		return true
+	case done := <-ended:
+		return done
 	case <-time.After(leaveWait):
 		s.log.Error("requests of a block device did not end", "name", n.name, "waited", leaveWait)
 		return false
 	}
 }
 
-// letGo ends the service of a device that is in use.
-func (s *Server) letGo(n *snap, d Device, busy error) {
+// letGo ends the service of a device that is in use, and reports whether it has
+// ended: some are served until this process ends.
+func (s *Server) letGo(n *snap, d Device, busy error) bool {
 	if s.cfg.Keep {
 		s.log.Info("leaving a block device that is in use to the next daemon: whoever uses it waits for that one", "name", n.name, "use", busy)
-		err := d.Leave() // the log may be a file on that device: not a word after this
+		serving, err := d.Leave() // the log may be a file on that device: not a word after this
 		if err == nil {
-			return
+			return !serving
 		}
 		s.log.Error("cannot leave a block device to the next daemon", "name", n.name, "err", err)
 	}
 	s.log.Error("leaving although a block device is in use: whoever uses it gets I/O errors from now on", "name", n.name, "err", busy)
 	_ = d.Abort()
 	<-d.Done()
+	return true
 }
 
 // backend is the snapshot as a carrier sees it.

@@ -52,8 +52,19 @@ func highest(names []string, pattern string) string {
 // find looks for a package in the machine's own suites and then in others of
 // the same mirror.
 func (l *lab) find(ctx context.Context, prefix, pattern string, suites ...string) (*apt, string, error) {
-	a := &apt{log: l.log}
-	for i := 0; ; i++ {
+	machine := &apt{log: l.log}
+	tries := []func() (*apt, error){
+		func() (*apt, error) { return machine, nil },
+		func() (*apt, error) { return machine, machine.update(ctx) },
+	}
+	for _, s := range suites {
+		tries = append(tries, func() (*apt, error) { return privateApt(ctx, filepath.Join(l.cache, "apt", s), s, l.log) })
+	}
+	for _, try := range tries {
+		a, err := try()
+		if err != nil {
+			return nil, "", err
+		}
 		names, err := a.output(ctx, "", "apt-cache", "pkgnames", prefix)
 		if err != nil {
 			return nil, "", err
@@ -61,13 +72,8 @@ func (l *lab) find(ctx context.Context, prefix, pattern string, suites ...string
 		if name := highest(strings.Split(names, "\n"), pattern); name != "" {
 			return a, name, nil
 		}
-		if i == len(suites) {
-			return nil, "", fmt.Errorf("no package matches %s: run apt-get update", pattern)
-		}
-		if a, err = privateApt(ctx, filepath.Join(l.cache, "apt", suites[i]), suites[i], l.log); err != nil {
-			return nil, "", err
-		}
 	}
+	return nil, "", fmt.Errorf("no package matches %s: run apt-get update", pattern)
 }
 
 // qemu is the folder of Debian's kernel, unpacked.
@@ -100,7 +106,7 @@ func (l *lab) unpackKernel(ctx context.Context, a *apt, dir, image string) error
 	if err := os.Rename(filepath.Join(tree, "boot/vmlinuz-"+release), filepath.Join(dir, "vmlinuz")); err != nil {
 		return err
 	}
-	if err := l.pickModules(ctx, filepath.Join(tree, "lib/modules", release), filepath.Join(dir, "modules")); err != nil {
+	if err := l.pickModules(ctx, tree, filepath.Join(dir, "modules")); err != nil {
 		return err
 	}
 	if err := errors.Join(os.Remove(debs[0]), os.RemoveAll(tree)); err != nil {
@@ -144,6 +150,8 @@ func (l *lab) pickModules(ctx context.Context, tree, dir string) error {
 	return nil
 }
 
+// moduleFiles finds a package's modules by name. Their folder is below /lib in some
+// of Debian's packages, and below /usr/lib in others.
 func moduleFiles(tree string) (map[string]string, error) {
 	files := map[string]string{}
 	err := filepath.WalkDir(tree, func(path string, e os.DirEntry, err error) error {
