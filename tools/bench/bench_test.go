@@ -58,21 +58,6 @@ read this
 	}
 }
 
-func TestParseFio(t *testing.T) {
-	const report = "fio: a note\n" + `{"jobs":[{"error":0,"read":{"bw_bytes":2500000,"iops":610.5}}]}`
-	if got, err := parseFio(report, false); err != nil || got != 2.5 {
-		t.Errorf("expected 2.5 MB/s, found %v, %v", got, err)
-	}
-	if got, err := parseFio(report, true); err != nil || got != 610.5 {
-		t.Errorf("expected 610.5 IOPS, found %v, %v", got, err)
-	}
-	for _, bad := range []string{"", "nothing", `{"jobs":[]}`, `{"jobs":[{"error":5,"read":{"iops":1}}]}`, `{"jobs":[{"read":{"iops":0}}]}`} {
-		if _, err := parseFio(bad, true); err == nil {
-			t.Errorf("%q: expected an error, found none", bad)
-		}
-	}
-}
-
 func TestFields(t *testing.T) {
 	got := fields([]byte("Rss:   5120 kB\nName:\tx\nvoluntary_ctxt_switches:\t42\n"))
 	if got["Rss"] != 5120 || got["voluntary_ctxt_switches"] != 42 || len(got) != 2 {

@@ -1,12 +1,12 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 	"time"
+
+	"cowbird/tools/fio"
 )
 
 // job is one fio pattern on a device.
@@ -18,9 +18,9 @@ type job struct {
 }
 
 var jobs = []job{
-	{"sequential read, 1 MiB, 4 in flight", []string{"--rw=read", "--bs=1M", "--iodepth=4"}, false, atLeast(1.2)},
-	{"random read, 4 KiB, 1 in flight", []string{"--rw=randread", "--bs=4k", "--iodepth=1"}, true, atLeast(1.5)},
-	{"random read, 4 KiB, 16 in flight", []string{"--rw=randread", "--bs=4k", "--iodepth=16"}, true, atLeast(1.5)},
+	{"sequential read, 1 MiB, 4 in flight", fio.Sequential(4), false, atLeast(1.2)},
+	{"random read, 4 KiB, 1 in flight", fio.Random(1), true, atLeast(1.5)},
+	{"random read, 4 KiB, 16 in flight", fio.Random(16), true, atLeast(1.5)},
 }
 
 // reads compares our mapped device with QEMU's FUSE export under a loop device
@@ -92,44 +92,18 @@ func (b *bench) sameContent(devices ...string) error {
 
 // fio runs one job and returns MB/s or IOPS.
 func (b *bench) fio(device string, j job) (float64, error) {
-	length := 4
-	if b.quick {
-		length = 2
+	r, err := fio.Read(device, b.fioLength(), j.args...)
+	if j.iops {
+		return r.IOPS, err
 	}
-	args := append([]string{"--name=bench", "--filename=" + device, "--readonly", "--direct=1", "--ioengine=libaio",
-		"--time_based", fmt.Sprintf("--runtime=%d", length), "--norandommap", "--randrepeat=1",
-		"--group_reporting", "--output-format=json"}, j.args...)
-	out, err := output("fio", args...)
-	if err != nil {
-		return 0, err
-	}
-	return parseFio(out, j.iops)
+	return r.BytesPerSecond / 1e6, err
 }
 
-func parseFio(out string, iops bool) (float64, error) {
-	var report struct {
-		Jobs []struct {
-			Error int
-			Read  struct {
-				Bytes float64 `json:"bw_bytes"`
-				Iops  float64 `json:"iops"`
-			}
-		}
+func (b *bench) fioLength() time.Duration {
+	if b.quick {
+		return 2 * time.Second
 	}
-	start := strings.IndexByte(out, '{') // fio may print notes before
-	if start < 0 {
-		return 0, fmt.Errorf("fio: expected JSON, found %q", lastLine(out))
-	}
-	if err := json.Unmarshal([]byte(out[start:]), &report); err != nil {
-		return 0, fmt.Errorf("fio: %w", err)
-	}
-	if len(report.Jobs) != 1 || report.Jobs[0].Error != 0 || report.Jobs[0].Read.Iops == 0 {
-		return 0, fmt.Errorf("fio: expected one job without errors, found %+v", report.Jobs)
-	}
-	if iops {
-		return report.Jobs[0].Read.Iops, nil
-	}
-	return report.Jobs[0].Read.Bytes / 1e6, nil
+	return 4 * time.Second
 }
 
 // mapped is a block device and the process that serves it.

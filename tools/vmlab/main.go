@@ -2,7 +2,7 @@
 //
 //	vmlab build [uml] [qemu] [old]        make what is missing, take what is newer; with
 //	                                      old, build our module for the oldest kernel, too
-//	vmlab run [-vehicle uml|qemu|both] [-run REGEXP] [-timeout D] [-j N] [-v]
+//	vmlab run [-vehicle uml|qemu|both] [-run REGEXP] [-timeout D] [-j N] [-v] [-tag TAG]
 //	vmlab shell [-vehicle uml|qemu]       an interactive shell in a guest
 //
 // A guest is made of a kernel, the host's root, read-only, and a program that
@@ -132,6 +132,7 @@ func runCommand(ctx context.Context, args []string, stdout, stderr io.Writer) er
 	timeout := f.Duration("timeout", time.Minute, "how long a test may take, unless it says that it takes longer")
 	jobs := f.Int("j", runtime.NumCPU(), "how many guests at a time (uml)")
 	verbose := f.Bool("v", false, "print the logs of tests that pass, too")
+	tag := f.String("tag", vmTag, "run the tests in files with this build tag")
 	if err := f.Parse(args); err != nil {
 		return flag.ErrHelp
 	}
@@ -147,7 +148,7 @@ func runCommand(ctx context.Context, args []string, stdout, stderr io.Writer) er
 	if err != nil {
 		return err
 	}
-	r := &run{lab: l, tag: vmTag, pattern: re, timeout: *timeout, verbose: *verbose, out: stdout}
+	r := &run{lab: l, tag: *tag, pattern: re, timeout: *timeout, verbose: *verbose, out: stdout}
 	failed, err := r.all(ctx, picked)
 	if err == nil && failed > 0 {
 		err = fmt.Errorf("%d of %d tests failed", failed, len(r.reports))
