@@ -10,13 +10,13 @@ SHELL := /bin/bash
 COMMANDS  := snapuserd cowtool otactl
 PLATFORMS := linux/amd64 linux/arm64 linux/arm linux/riscv64 android/arm64
 GOBUILD   := CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags='-s -w'
-GUESTTAGS := vmtest,vmfault,vmhost
+GUESTTAGS := vmtest,vmfault,vmhost,vmbench
 FUZZTIME  ?= 10s
 TESTFLAGS ?=
 BENCHFLAGS ?=
 VMFLAGS ?=
 
-.PHONY: help demo test bench vmtest vmshell build cross lint fuzz clean
+.PHONY: help demo test bench vmtest vmbench vmshell build cross lint fuzz clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -40,6 +40,10 @@ bench: ## measure what is promised, beside its reference (root; BENCHFLAGS=-quic
 vmtest: ## tests on kernels of their own (VMFLAGS='-vehicle uml -run NAME'); see docs/vmlab.md
 	@tools/setup.sh vmtest
 	go run ./tools/vmlab run $(VMFLAGS)
+
+vmbench: ## measure carriers beside other servers in guests (VMFLAGS='-vehicle qemu')
+	@tools/setup.sh vmbench
+	go run ./tools/vmlab run -tag vmbench -j 1 -v $(VMFLAGS)
 
 vmshell: ## a shell in a guest (VMFLAGS='-vehicle qemu')
 	@tools/setup.sh vmtest

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what one of the make targets needs and this machine lacks.
 #
-#   tools/setup.sh build|test|demo|bench|vmtest
+#   tools/setup.sh build|test|demo|bench|vmtest|vmbench
 #
 # Quiet when nothing is missing. As root on Debian it installs the packages;
 # elsewhere it says what to install and fails.
@@ -18,6 +18,24 @@ mkfs.ext4               e2fsprogs
 losetup                 mount util-linux
 mount                   mount
 cmp                     diffutils
+'
+guest_needs='
+gcc                     gcc
+/usr/include/stdlib.h   libc6-dev
+make                    make
+flex                    flex
+bison                   bison
+bc                      bc
+perl                    perl
+xz                      xz-utils
+/usr/include/libelf.h   libelf-dev
+dpkg-deb                dpkg
+qemu-system-x86_64      qemu-system-x86
+dmsetup                 dmsetup
+fio                     fio
+nbd-client              nbd-client
+mkfs.erofs              erofs-utils
+veritysetup             cryptsetup-bin
 '
 case "${1:-}" in
 build) needs='' ;;
@@ -38,25 +56,12 @@ qemu-img                qemu-utils
 qemu-storage-daemon     qemu-utils qemu-system-common
 taskset                 util-linux
 " ;;
-vmtest) needs="$image_needs
-gcc                     gcc
-/usr/include/stdlib.h   libc6-dev
-make                    make
-flex                    flex
-bison                   bison
-bc                      bc
-perl                    perl
-xz                      xz-utils
-/usr/include/libelf.h   libelf-dev
-dpkg-deb                dpkg
-qemu-system-x86_64      qemu-system-x86
-dmsetup                 dmsetup
-fio                     fio
-nbd-client              nbd-client
-mkfs.erofs              erofs-utils
-veritysetup             cryptsetup-bin
+vmtest) needs=$image_needs$guest_needs ;;
+vmbench) needs="$image_needs$guest_needs
+qemu-nbd                qemu-utils
+nbdkit                  nbdkit
 " ;;
-*) echo "usage: tools/setup.sh build|test|demo|bench|vmtest" >&2; exit 2 ;;
+*) echo "usage: tools/setup.sh build|test|demo|bench|vmtest|vmbench" >&2; exit 2 ;;
 esac
 
 say() { echo "setup: $*" >&2; }

@@ -29,7 +29,7 @@ func (b *bench) index() error {
 		write     func(string) error
 		toReading float64 // times as long as reading the table; 0: nothing is promised
 		most      float64 // MB
-	}{{"run-like", runLike, 3, 2}, {"scattered", scattered, 0, 18}} {
+	}{{"run-like", func(path string) error { return runLike(path, million) }, 3, 2}, {"scattered", scattered, 0, 18}} {
 		path := b.path(c.name + ".cow")
 		if err := c.write(path); err != nil {
 			return err

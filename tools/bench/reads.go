@@ -125,6 +125,25 @@ func (b *bench) mapOurs() (*mapped, error) {
 
 // mapWith serves base + COW with a snapuserd of its own, as "bench".
 func (b *bench) mapWith(base, cow string) (*mapped, error) {
+	o, err := b.startOurs()
+	if err != nil {
+		return nil, err
+	}
+	device, err := o.mapped("bench", base, cow)
+	if err != nil {
+		return nil, err
+	}
+	return &mapped{server: o.server, device: device, file: cow, otactl: o.otactl}, nil
+}
+
+// ours is a snapuserd.
+type ours struct {
+	*server
+	b      *bench
+	otactl func(args ...string) (string, error)
+}
+
+func (b *bench) startOurs() (*ours, error) {
 	socket := b.path("snapuserd.socket")
 	s, err := b.startServer(b.tool("snapuserd"), "--socket", socket, "--carrier", "auto")
 	if err != nil {
@@ -136,12 +155,17 @@ func (b *bench) mapWith(base, cow string) (*mapped, error) {
 	if err := s.until("an answer on its socket", func() bool { _, err := otactl("status"); return err == nil }); err != nil {
 		return nil, err
 	}
-	out, err := otactl("map", "bench", "--base", base, "--cow", cow)
+	return &ours{s, b, otactl}, nil
+}
+
+// mapped maps a snapshot and returns its device.
+func (o *ours) mapped(name, base, cow string) (string, error) {
+	out, err := o.otactl("map", name, "--base", base, "--cow", cow)
 	if err != nil {
-		return nil, err
+		return "", err
 	}
-	b.later(func() { _, _ = otactl("unmap", "bench") })
-	return &mapped{server: s, device: lastLine(out), file: cow, otactl: otactl}, nil
+	o.b.later(func() { _, _ = o.otactl("unmap", name) })
+	return lastLine(out), nil
 }
 
 // mapQemu serves a qcow2 with qemu-storage-daemon.
@@ -159,12 +183,10 @@ func (b *bench) mapQemu(name string, build func(string) error) (*mapped, error) 
 	if err != nil {
 		return nil, err
 	}
-	out, err := output("losetup", "--direct-io=on", "-r", "-b", "4096", "-f", "--show", mountpoint)
+	device, err := b.loop(mountpoint)
 	if err != nil {
 		return nil, err
 	}
-	device := lastLine(out)
-	b.later(func() { _, _ = output("losetup", "-d", device); time.Sleep(100 * time.Millisecond) })
 	return &mapped{server: s, device: device, file: qcow2}, nil
 }
 

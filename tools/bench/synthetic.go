@@ -35,9 +35,9 @@ func writeCow(path string, o cowfile.WriterOptions, add func(cowfile.Writer) err
 	return f.Sync()
 }
 
-// runLike is a million ops as updates have them: files that have moved, every
-// eighth with small changes.
-func runLike(path string) error {
+// runLike is n ops as updates have them: files that have moved, every eighth with
+// small changes. Their sources end before block 3n.
+func runLike(path string, n uint32) error {
 	const runBlocks = 200
 	compressor, err := compress.New("lz4", 0, blockSize)
 	if err != nil {
@@ -45,9 +45,9 @@ func runLike(path string) error {
 	}
 	enc := cowfile.NewEncoder(3, cowfile.LZ4, compressor)
 	delta := make([]byte, blockSize)
-	return writeCow(path, cowfile.WriterOptions{Version: 3, Compression: cowfile.LZ4, OpCountMax: million}, func(w cowfile.Writer) error {
-		for i := range uint32(million) {
-			o := cowfile.Op{Type: cowfile.OpCopy, NewBlock: i + i/runBlocks*3, Source: uint64(i) + 2*million}
+	return writeCow(path, cowfile.WriterOptions{Version: 3, Compression: cowfile.LZ4, OpCountMax: n}, func(w cowfile.Writer) error {
+		for i := range n {
+			o := cowfile.Op{Type: cowfile.OpCopy, NewBlock: i + i/runBlocks*3, Source: uint64(i) + 2*uint64(n)}
 			var stored []byte
 			if i/runBlocks%8 == 0 {
 				o.Type, o.Source = cowfile.OpXor, o.Source*blockSize
