@@ -192,34 +192,46 @@ func encode(t testing.TB, m *pb.DeltaArchiveManifest) []byte {
 
 func TestCheck(t *testing.T) {
 	for name, spoil := range map[string]func(*pb.DeltaArchiveManifest, *pb.PartitionUpdate){
-		"block size":           func(m *pb.DeltaArchiveManifest, _ *pb.PartitionUpdate) { m.BlockSize = proto.Uint32(4095) },
-		"signature outside":    func(m *pb.DeltaArchiveManifest, _ *pb.PartitionUpdate) { m.SignaturesOffset = proto.Uint64(4097) },
-		"name of another dir":  func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) { p.PartitionName = proto.String("../x") },
-		"no name":              func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) { p.PartitionName = proto.String("") },
-		"twice the same":       func(m *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) { m.Partitions = append(m.Partitions, p) },
-		"no new info":          func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) { p.NewPartitionInfo = nil },
-		"short hash":           func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) { p.NewPartitionInfo.Hash = make([]byte, 20) },
-		"half a block":         func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) { p.OldPartitionInfo.Size = proto.Uint64(2048) },
-		"unknown type":         func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) { p.Operations[0].Type = pb.InstallOperation_MOVE.Enum() },
-		"no blob":              func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) { p.Operations[0].DataLength = nil },
-		"blob outside":         func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) { p.Operations[0].DataOffset = proto.Uint64(1 << 40) },
-		"blob of a copy":       func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) { p.Operations[1].DataLength = proto.Uint64(1) },
-		"source of a replace":  func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) { p.Operations[0].SrcExtents = extents(0, 1) },
-		"source outside":       func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) { p.Operations[1].SrcExtents = extents(7, 3) },
-		"source overflows":     func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) { p.Operations[1].SrcExtents = extents(Hole-1, 3) },
-		"destination outside":  func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) { p.Operations[1].DstExtents = extents(6, 3) },
-		"empty extent":         func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) { p.Operations[0].DstExtents = extents(0, 0) },
-		"no destination":       func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) { p.Operations[0].DstExtents = nil },
-		"copy of less":         func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) { p.Operations[1].SrcExtents = extents(2, 1) },
-		"written twice":        func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) { p.Operations[0].DstExtents = extents(3, 1) },
-		"written over verity":  func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) { p.Operations[0].DstExtents = extents(6, 1) },
-		"length":               func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) { p.Operations[1].SrcLength = proto.Uint64(5) },
-		"hash length":          func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) { p.Operations[0].DataSha256Hash = []byte{1} },
-		"tree before data":     func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) { p.HashTreeDataExtent = extents(0, 7)[0] },
-		"FEC roots":            func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) { p.FecRoots = proto.Uint32(0) },
-		"xor source too short": func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) { p.MergeOperations[0].SrcExtent = extents(4, 1)[0] },
-		"xor offset":           func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) { p.MergeOperations[0].SrcOffset = proto.Uint32(4096) },
-		"merge outside":        func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) { p.MergeOperations[0].DstExtent = extents(9, 1)[0] },
+		"block size":          func(m *pb.DeltaArchiveManifest, _ *pb.PartitionUpdate) { m.BlockSize = proto.Uint32(4095) },
+		"signature outside":   func(m *pb.DeltaArchiveManifest, _ *pb.PartitionUpdate) { m.SignaturesOffset = proto.Uint64(4097) },
+		"name of another dir": func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) { p.PartitionName = proto.String("../x") },
+		"no name":             func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) { p.PartitionName = proto.String("") },
+		"twice the same":      func(m *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) { m.Partitions = append(m.Partitions, p) },
+		"no new info":         func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) { p.NewPartitionInfo = nil },
+		"short hash":          func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) { p.NewPartitionInfo.Hash = make([]byte, 20) },
+		"half a block":        func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) { p.OldPartitionInfo.Size = proto.Uint64(2048) },
+		"unknown type": func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) {
+			p.Operations[0].Type = pb.InstallOperation_MOVE.Enum()
+		},
+		"no blob": func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) { p.Operations[0].DataLength = nil },
+		"blob outside": func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) {
+			p.Operations[0].DataOffset = proto.Uint64(1 << 40)
+		},
+		"blob of a copy":      func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) { p.Operations[1].DataLength = proto.Uint64(1) },
+		"source of a replace": func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) { p.Operations[0].SrcExtents = extents(0, 1) },
+		"source outside":      func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) { p.Operations[1].SrcExtents = extents(7, 3) },
+		"source overflows": func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) {
+			p.Operations[1].SrcExtents = extents(Hole-1, 3)
+		},
+		"destination outside": func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) { p.Operations[1].DstExtents = extents(6, 3) },
+		"empty extent":        func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) { p.Operations[0].DstExtents = extents(0, 0) },
+		"no destination":      func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) { p.Operations[0].DstExtents = nil },
+		"copy of less":        func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) { p.Operations[1].SrcExtents = extents(2, 1) },
+		"written twice":       func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) { p.Operations[0].DstExtents = extents(3, 1) },
+		"written over verity": func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) { p.Operations[0].DstExtents = extents(6, 1) },
+		"length":              func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) { p.Operations[1].SrcLength = proto.Uint64(5) },
+		"hash length":         func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) { p.Operations[0].DataSha256Hash = []byte{1} },
+		"tree before data":    func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) { p.HashTreeDataExtent = extents(0, 7)[0] },
+		"FEC roots":           func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) { p.FecRoots = proto.Uint32(0) },
+		"xor source too short": func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) {
+			p.MergeOperations[0].SrcExtent = extents(4, 1)[0]
+		},
+		"xor offset": func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) {
+			p.MergeOperations[0].SrcOffset = proto.Uint32(4096)
+		},
+		"merge outside": func(_ *pb.DeltaArchiveManifest, p *pb.PartitionUpdate) {
+			p.MergeOperations[0].DstExtent = extents(9, 1)[0]
+		},
 	} {
 		m := small()
 		spoil(m, m.Partitions[0])
