@@ -1,0 +1,7 @@
+package puffin
+
+import (
+	"errors"
+)
+
+var errDevice = errors.New("device is gone")
