@@ -2,6 +2,7 @@ package puffin
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"testing"
 
@@ -112,7 +113,7 @@ func checkZucchini(t *testing.T, o fixture.DeltaOp) {
 		}
 		return errDevice
 	})
-	if !called || err != errDevice {
+	if !called || !errors.Is(err, errDevice) {
 		t.Errorf("expected the function's error, found %v", err)
 	}
 	if err := p.Apply(io.Discard, source, source.Size(), nil); err == nil {

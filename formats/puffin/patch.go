@@ -17,6 +17,13 @@ const (
 	CacheSize = 5 << 20
 )
 
+// What a deflate and its puff can be to each other. So whoever declares a large
+// puff of a source has to have a large source.
+const (
+	mostPuff = 2  // bytes a bit: a copy takes two bits or more, its puff four bytes at most
+	mostBits = 16 // bits a byte: a copy takes 48 bits at most, its puff three bytes or more
+)
+
 // ZucchiniFunc applies a zucchini patch, which has been decompressed and which
 // it reads to its end, to source, and writes targetSize bytes to target.
 type ZucchiniFunc func(target io.Writer, targetSize int64, patch io.Reader, source io.ReaderAt, sourceSize int64) error
@@ -58,8 +65,12 @@ func (s *streamInfo) layout() (*layout, error) {
 		return nil, err
 	}
 	for i, p := range l.puffs {
-		if n := max(p.length, int64(l.deflates[i].Length/8)); n > MaxPuff {
+		bits := int64(l.deflates[i].Length)
+		if n := max(p.length, bits/8); n > MaxPuff {
 			return nil, refuse(ErrLimit, fmt.Sprintf("deflate %d", i), fmt.Sprintf("at most %d bytes", MaxPuff), n)
+		}
+		if p.length > mostPuff*bits || bits > mostBits*p.length {
+			return nil, refuse(ErrCorrupt, fmt.Sprintf("puff %d", i), fmt.Sprintf("the puff of %d bits", bits), fmt.Sprintf("%d bytes", p.length))
 		}
 	}
 	return l, nil

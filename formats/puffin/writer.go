@@ -78,9 +78,6 @@ func (w *writer) part(b []byte) (int, error) {
 	if have == 0 && len(b) >= size {
 		return size, w.huff(b[:size])
 	}
-	if cap(w.puff) < size {
-		w.puff = make([]byte, 0, size)
-	}
 	n := min(size-have, len(b))
 	w.puff = append(w.puff, b[:n]...)
 	if len(w.puff) < size {
