@@ -20,6 +20,10 @@ func (p *Patch) Apply(dst io.Writer, source io.ReaderAt, sourceSize int64) error
 		out:    output{w: dst},
 	}
 	a.control.r = bufio.NewReaderSize(a.control.r, 4<<10)
+	for _, s := range []*stream{a.diff, a.extra} {
+		s.prepare()
+		defer s.close()
+	}
 	if err := a.run(p.targetSize); err != nil {
 		return err
 	}

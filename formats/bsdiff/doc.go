@@ -26,7 +26,8 @@
 //	bsdiff.Create(patch, source, target, bsdiff.Options{})
 //
 // Apply streams: it holds neither source nor target nor patch, but three
-// decoders and two buffers of 64 KiB. A bzip2 decoder needs 4 MB, a brotli
+// decoders and up to eight buffers of 64 KiB. Long streams are decompressed by
+// goroutines that end with Apply. A bzip2 decoder needs 4 MB, a brotli
 // decoder at most 16 MiB and as a rule 1 MB, since encoders take a window of
 // 20 bits.
 //

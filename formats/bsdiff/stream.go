@@ -13,9 +13,10 @@ import (
 // stream is one of the three, decompressed.
 type stream struct {
 	part
-	r    io.Reader
-	from *watch
-	read int64
+	r     io.Reader
+	from  *watch
+	ahead *ahead // where r reads ahead, else nil
+	read  int64
 }
 
 func open(p part, patch io.ReaderAt) *stream {
@@ -30,6 +31,21 @@ func open(p part, patch io.ReaderAt) *stream {
 		s.r = packed
 	}
 	return s
+}
+
+// prepare has the stream decompressed in the background, if it is long. Then it
+// must be closed.
+func (s *stream) prepare() {
+	if s.len >= aheadFrom && s.algorithm != None {
+		s.ahead = readAhead(s.r)
+		s.r = s.ahead
+	}
+}
+
+func (s *stream) close() {
+	if s.ahead != nil {
+		s.ahead.stop()
+	}
 }
 
 // full fills b.
