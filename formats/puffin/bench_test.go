@@ -18,7 +18,7 @@ import (
 // edit every few KiB.
 func twoGzips(b *testing.B, size int) (source, target File) {
 	r := rand.New(rand.NewPCG(15, 15))
-	text := prose(r, 4*size)
+	text := vocabulary(r, 20000, 4*size)
 	edited := bytes.Clone(text)
 	for i := 0; i < len(edited); i += 1024 + r.IntN(8192) {
 		edited[i] ^= 3

@@ -29,10 +29,11 @@ type huffer struct {
 	w         *bitWriter
 	lit, dist encoder
 	lengths   [maxLitLen + maxDist]uint8
+	lost      bool // a literal had no code
 }
 
 func (h *huffer) huff(w *bitWriter, puff []byte) error {
-	h.puff, h.at, h.w = puff, 0, w
+	h.puff, h.at, h.w, h.lost = puff, 0, w, false
 	for h.at < len(puff) {
 		if err := h.block(); err != nil {
 			return err
@@ -244,6 +245,9 @@ func (h *huffer) token() (n, length int, distance uint32, err error) {
 // tokens writes literals and copies up to the end of the block.
 func (h *huffer) tokens() error {
 	for {
+		if h.fastTokens(); h.lost {
+			return h.bad("literal", "a code for it", "none")
+		}
 		n, length, distance, err := h.token()
 		switch {
 		case err != nil:
@@ -264,6 +268,66 @@ func (h *huffer) tokens() error {
 			return err
 		}
 	}
+}
+
+// fastTokens does as tokens does with the usual tokens: short runs, and copies.
+// It stops before one that is longer, that may be wrong, or that is near the end.
+// The writer's state is in variables here.
+func (h *huffer) fastTokens() {
+	puff, at := h.puff, h.at
+	out, acc, n := h.w.out, h.w.acc, h.w.n
+	for at+runTag+2 <= len(puff) {
+		tag := int(puff[at])
+		if tag < runTag {
+			bad := false
+			for _, c := range puff[at+1 : at+2+tag] {
+				code := h.lit[c]
+				bad = bad || code == 0
+				acc |= uint64(code>>4) << (n & 63)
+				n += uint(code & 15)
+				if n >= 32 {
+					out = binary.LittleEndian.AppendUint32(out, uint32(acc))
+					acc >>= 32
+					n -= 32
+				}
+			}
+			if at += 2 + tag; bad {
+				h.lost = true
+				break
+			}
+			continue
+		}
+		length, size := tag&runTag+minLength, 3
+		if tag == 0xff {
+			length, size = int(puff[at+1])+130, 4
+		}
+		distance := (uint32(puff[at+size-2])<<8 | uint32(puff[at+size-1])) + 1
+		if tag == runTag || length > maxLength || distance > maxDistance {
+			break
+		}
+		l := lengthSyms[length]
+		d, extra, bits := distSym(distance)
+		code, distCode := h.lit[firstLength+int(l)], h.dist[d]
+		if code == 0 || distCode == 0 {
+			break
+		}
+		base := lengthBases[l]
+		acc |= (uint64(code>>4) | uint64(length-int(base.value))<<(code&15)) << (n & 63)
+		if n += uint(code&15) + uint(base.extra); n >= 32 {
+			out = binary.LittleEndian.AppendUint32(out, uint32(acc))
+			acc >>= 32
+			n -= 32
+		}
+		acc |= (uint64(distCode>>4) | uint64(extra)<<(distCode&15)) << (n & 63)
+		if n += uint(distCode&15) + bits; n >= 32 {
+			out = binary.LittleEndian.AppendUint32(out, uint32(acc))
+			acc >>= 32
+			n -= 32
+		}
+		at += size
+	}
+	h.at = at
+	h.w.out, h.w.acc, h.w.n = out, acc, n
 }
 
 func (h *huffer) literals(n int) error {

@@ -239,38 +239,106 @@ const (
 
 // tokens puffs literals and copies up to the end of the block.
 func (p *puffer) tokens() error {
-	r, run := &p.r, -1
+	run := -1 // where the run of literals began
 	for {
-		r.fill()
-		sym, ok := p.lit.next(r)
-		if !ok {
-			return p.bad("block", "a code for a literal or length", "none")
-		}
-		if sym < endOfBlock {
-			if run < 0 {
-				run = len(p.out)
-				p.out = append(p.out, 0)
-			}
-			p.out = append(p.out, byte(sym))
-			if len(p.out)-run-1 == longRun {
-				p.out, run = closeRun(p.out, run), -1
-			}
-			if len(p.out) > p.limit {
-				return p.checkLimit()
-			}
-			continue
-		}
-		if run >= 0 {
-			p.out, run = closeRun(p.out, run), -1
-		}
-		if sym == endOfBlock {
-			p.out = append(p.out, endOfPuff[:]...)
-			return p.checkLimit()
-		}
-		if err := p.copy(sym); err != nil {
+		run = p.fastTokens(run)
+		more, err := p.token(&run)
+		if err != nil || !more {
 			return err
 		}
 	}
+}
+
+// token puffs one literal or copy, or the end of the block: then more is false.
+func (p *puffer) token(run *int) (more bool, err error) {
+	p.r.fill()
+	sym, ok := p.lit.next(&p.r)
+	if !ok {
+		return false, p.bad("block", "a code for a literal or length", "none")
+	}
+	if sym < endOfBlock {
+		p.out, *run = appendLiteral(p.out, *run, byte(sym))
+		return true, p.checkLimit()
+	}
+	if *run >= 0 {
+		p.out, *run = closeRun(p.out, *run), -1
+	}
+	if sym == endOfBlock {
+		p.out = append(p.out, endOfPuff[:]...)
+		return false, p.checkLimit()
+	}
+	return true, p.copy(sym)
+}
+
+// appendLiteral adds to a run, or begins one, and closes it if it is as long as
+// can be.
+func appendLiteral(b []byte, run int, c byte) ([]byte, int) {
+	if run < 0 {
+		run = len(b)
+		b = append(b, 0)
+	}
+	b = append(b, c)
+	if len(b)-run-1 == longRun {
+		return closeRun(b, run), -1
+	}
+	return b, run
+}
+
+// fastTokens does as token does, many times over, while codes are short and
+// the ends of input and output are far. It stops before a token that is not so.
+//
+// The reader's state is in variables here. Bits above n in acc are left as they
+// are: the next load brings the same.
+func (p *puffer) fastTokens(run int) int {
+	const margin = 16 // a run's length, and a copy
+	data, pos, acc, n, out := p.r.data, p.r.pos, p.r.acc, p.r.n, p.out
+	lit, dist := &p.lit.lookup, &p.dist.lookup
+	for pos+8 <= len(data) && len(out) <= p.limit-margin {
+		acc |= binary.LittleEndian.Uint64(data[pos:]) << (n & 63)
+		pos += int((63 - n) / 8)
+		n |= 56
+		e := lit[acc%uint64(len(lit))]
+		if e == 0 {
+			break
+		}
+		if e < endOfBlock<<4 {
+			out, run = appendLiteral(out, run, byte(e>>4))
+			acc >>= e & 15
+			n -= uint(e & 15)
+			continue
+		}
+		sym := e>>4 - firstLength
+		if int(sym) >= len(lengthBases) { // the end, or no length
+			break
+		}
+		l := lengthBases[sym]
+		a := acc >> (e & 15)
+		length := uint64(l.value) + a&(1<<(l.extra&15)-1)
+		a >>= l.extra & 15
+		d := dist[a%uint64(len(dist))]
+		if d == 0 || int(d>>4) >= len(distBases) {
+			break
+		}
+		a >>= d & 15
+		base := distBases[d>>4]
+		distance := uint64(base.value) - 1 + a&(1<<(base.extra&15)-1)
+		acc = a >> (base.extra & 15)
+		n -= uint(e&15) + uint(l.extra) + uint(d&15) + uint(base.extra)
+		if run >= 0 {
+			out, run = closeRun(out, run), -1
+		}
+		out = appendCopy(out, int(length), uint16(distance))
+	}
+	p.r.pos, p.r.acc, p.r.n, p.out = pos, acc&(1<<n-1), n, out
+	return run
+}
+
+// appendCopy appends a copy; the distance is less one.
+func appendCopy(b []byte, length int, distance uint16) []byte {
+	if length < 130 {
+		return append(b, 0x80|byte(length-minLength), byte(distance>>8), byte(distance))
+	}
+	return append(b, 0xff, byte(length-130), byte(distance>>8), byte(distance))
 }
 
 // copy puffs a length, whose symbol has been read, and its distance.
@@ -298,11 +366,7 @@ func (p *puffer) copy(sym uint16) error {
 		return p.short("distance")
 	}
 	distance := uint16(int(distBases[d].value) - 1 + int(more))
-	if length < 130 {
-		p.out = append(p.out, 0x80|byte(length-minLength), byte(distance>>8), byte(distance))
-	} else {
-		p.out = append(p.out, 0xff, byte(length-130), byte(distance>>8), byte(distance))
-	}
+	p.out = appendCopy(p.out, length, distance)
 	return p.checkLimit()
 }
 

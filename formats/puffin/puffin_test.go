@@ -24,8 +24,10 @@ import (
 var errDevice = errors.New("device is gone")
 
 // prose is n bytes that compress like text.
-func prose(r *rand.Rand, n int) []byte {
-	words := make([]string, 200)
+func prose(r *rand.Rand, n int) []byte { return vocabulary(r, 200, n) }
+
+func vocabulary(r *rand.Rand, distinct, n int) []byte {
+	words := make([]string, distinct)
 	for i := range words {
 		for range 2 + r.IntN(8) {
 			words[i] += string(rune('a' + r.IntN(26)))
