@@ -19,9 +19,10 @@ var arrows = map[string][]string{
 }
 
 // helpers lists the arrows within formats. compress is no format but a choice
-// of encoders, of which one is ours.
+// of encoders, of which one is ours; a puffin patch has a bsdiff patch inside.
 var helpers = map[string][]string{
 	"formats/compress": {"formats/lz4"},
+	"formats/puffin":   {"formats/bsdiff"},
 }
 
 func TestArrows(t *testing.T) {
