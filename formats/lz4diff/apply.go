@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"fmt"
+	"math"
 
 	"cowbird/formats/lz4"
 )
@@ -12,10 +13,27 @@ import (
 // fails if it becomes longer.
 type Apply func(source, patch []byte, size int64) ([]byte, error)
 
-// Appliers has what applies the patches inside a patch.
-type Appliers struct {
+// DefaultLimit is that of Options without one.
+const DefaultLimit = 1 << 30
+
+// Options has what applies the patches inside a patch.
+type Options struct {
 	BSDiff   Apply // BSDIFF40 and BSDF2
 	PuffDiff Apply // PUF1; nil if it is not to be had
+	// Limit is how long the contents of source and target may be together, in
+	// bytes. 0 means DefaultLimit.
+	Limit int64
+}
+
+func (o *Options) check(source, target int64) error {
+	limit := o.Limit
+	if limit == 0 {
+		limit = DefaultLimit
+	}
+	if source+target > min(limit, math.MaxInt) {
+		return refuse(ErrTooLong, "contents", fmt.Sprintf("at most %d bytes", limit), source+target)
+	}
+	return nil
 }
 
 // Contents returns how much memory the contents of source and target take while
@@ -29,7 +47,7 @@ func (p *Patch) Contents(size int64) (source, target int64) {
 // Apply makes the target, which must become size bytes long. source is all that
 // the source clusters are cut from. Errors wrap one of the package's or the one
 // of an Apply function.
-func (p *Patch) Apply(source []byte, size int64, inner Appliers) ([]byte, error) {
+func (p *Patch) Apply(source []byte, size int64, o Options) ([]byte, error) {
 	length, stored := p.Source.Lengths()
 	if int64(len(source)) != stored || stored == 0 {
 		return nil, refuse(ErrSource, "length", stored, len(source))
@@ -38,22 +56,25 @@ func (p *Patch) Apply(source []byte, size int64, inner Appliers) ([]byte, error)
 	if stored > size {
 		return nil, refuse(ErrCorrupt, "target clusters", fmt.Sprintf("at most %d bytes", size), stored)
 	}
+	if err := o.check(p.Contents(size)); err != nil {
+		return nil, err
+	}
 	contents, err := p.Source.decompress(make([]byte, 0, length), source)
 	if err != nil {
 		return nil, err
 	}
-	if contents, err = p.applyInner(contents, size, inner); err != nil {
+	if contents, err = p.applyInner(contents, size, o); err != nil {
 		return nil, fmt.Errorf("%v: %w", p.Inner, err)
 	}
-	return p.compress(contents, size, inner.BSDiff)
+	return p.compress(contents, size, o.BSDiff)
 }
 
 // applyInner makes the contents of the target.
-func (p *Patch) applyInner(contents []byte, size int64, inner Appliers) ([]byte, error) {
+func (p *Patch) applyInner(contents []byte, size int64, o Options) ([]byte, error) {
 	_, want := p.Contents(size)
-	apply := inner.BSDiff
+	apply := o.BSDiff
 	if p.Inner == PuffDiff {
-		apply = inner.PuffDiff
+		apply = o.PuffDiff
 	}
 	if apply == nil {
 		return nil, refuse(ErrUnsupported, "inner patch", "a known format", p.Inner)

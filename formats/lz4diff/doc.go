@@ -19,7 +19,7 @@
 //	 …  …        the inner patch, to the end
 //
 //	p, err := lz4diff.Parse(patch)
-//	target, err := p.Apply(source, size, lz4diff.Appliers{BSDiff: …, PuffDiff: …})
+//	target, err := p.Apply(source, size, lz4diff.Options{BSDiff: …, PuffDiff: …})
 //
 // The inner formats have packages of their own, which the caller lends as
 // functions.
@@ -32,9 +32,8 @@
 // encoder, or a damaged one, is an error at once.
 //
 // Memory: besides the source and the target, which the caller holds, Apply
-// takes the contents of both files and the encoder's 48 to 400 KiB. Contents
-// are at most 255 times as long as their clusters, since LZ4 has no more to give;
-// a caller that wants less looks at Patch.Contents first.
+// takes the contents of both files, at most Options.Limit bytes, and the
+// encoder's 48 to 400 KiB. A parsed header takes up to eleven times its length.
 //
 // The package is pure and keeps nothing between calls. A Patch may be used by
 // several goroutines as long as nobody changes it.

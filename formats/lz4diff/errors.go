@@ -14,6 +14,8 @@ var (
 	ErrSource = errors.New("wrong source for this LZ4DIFF patch")
 	// ErrEncoder: a cluster compressed to other bytes than it did at the producer.
 	ErrEncoder = errors.New("cluster does not compress as the producer's did")
+	// ErrTooLong: the contents are longer than the caller's limit.
+	ErrTooLong = errors.New("contents too long")
 	// ErrUnsupported: a compression or an inner patch that is not known here.
 	ErrUnsupported = errors.New("unsupported LZ4DIFF patch")
 )

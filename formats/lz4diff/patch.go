@@ -144,6 +144,9 @@ func (f *File) check(name string) error {
 	for i := range f.Clusters {
 		c := &f.Clusters[i]
 		where := fmt.Sprintf("%s cluster %d", name, i)
+		if c.Stored == 0 {
+			return refuse(ErrCorrupt, where, "a stored length", 0)
+		}
 		if c.Length > MaxRatio*c.Stored {
 			return refuse(ErrCorrupt, where, fmt.Sprintf("contents of at most %d times %d bytes", MaxRatio, c.Stored), c.Length)
 		}
