@@ -16,8 +16,8 @@ type tieOrder int
 const (
 	stable    tieOrder = iota
 	total              // longer ones first, then by target: the newest producers
-	libcxx             // LLVM's library since release 16
-	libcxxOld          // and before, as Android's tools have it until 2023
+	libcxx             // LLVM's library since release 17
+	libcxxOld          // and before that, as Android's tools have it until 2023
 	libstdcxx          // GNU's library
 	tieOrders
 )
@@ -35,7 +35,7 @@ func (o tieOrder) sorted(all []equivalence) []equivalence {
 	case libcxx:
 		s.llvm(0, len(s), 2*log2(len(s)), true)
 	case libcxxOld:
-		s.llvmOld(0, len(s))
+		s.llvmOld(0, len(s), 2*log2(len(s)))
 	case libstdcxx:
 		s.gnu(0, len(s), 2*log2(len(s)))
 		s.insertion(0, len(s))
@@ -68,9 +68,32 @@ func (s sorter) insertion(first, last int) {
 	}
 }
 
-// stableSort is what follows where the originals give up and heap sort: no
-// real patch has been seen to get there.
-func (s sorter) stableSort(first, last int) { slices.SortStableFunc(s[first:last], bySource) }
+// Where parting a range has gone too deep, a heap sort follows.
+
+// descend moves larger children up into the hole, until that is a leaf. Of two
+// equal ones it takes the right one, or not.
+func (h sorter) descend(hole int, right bool) (leaf int) {
+	for {
+		child := 2*hole + 1
+		if child >= len(h) {
+			return hole
+		}
+		if child+1 < len(h) && (h.less(child, child+1) || right && !h.less(child+1, child)) {
+			child++
+		}
+		h[hole] = h[child]
+		hole = child
+	}
+}
+
+// ascend moves v from the hole up over smaller parents, at most to top.
+func (h sorter) ascend(hole, top int, v equivalence) {
+	for hole > top && h[(hole-1)/2].src < v.src {
+		h[hole] = h[(hole-1)/2]
+		hole = (hole - 1) / 2
+	}
+	h[hole] = v
+}
 
 // GNU's library.
 
@@ -80,7 +103,7 @@ const gnuThreshold = 16
 func (s sorter) gnu(first, last, depth int) {
 	for ; last-first > gnuThreshold; depth-- {
 		if depth == 0 {
-			s.stableSort(first, last)
+			s[first:last].gnuHeap()
 			return
 		}
 		cut := s.gnuPartition(first, last)
@@ -124,7 +147,50 @@ func (s sorter) median(a, b, c int) int {
 	return b
 }
 
+func (h sorter) gnuHeap() {
+	for top := len(h)/2 - 1; top >= 0; top-- {
+		v := h[top]
+		h.ascend(h.descend(top, true), top, v)
+	}
+	for ; len(h) > 1; h = h[:len(h)-1] {
+		last := len(h) - 1
+		v := h[last]
+		h[last] = h[0]
+		h[:last].ascend(h[:last].descend(0, true), 0, v)
+	}
+}
+
 // LLVM's library, both ages.
+
+func (h sorter) llvmHeap() {
+	for top := len(h)/2 - 1; top >= 0; top-- {
+		h.llvmSift(top)
+	}
+	for ; len(h) > 1; h = h[:len(h)-1] {
+		last, v := len(h)-1, h[0]
+		hole := h.descend(0, false)
+		if hole != last {
+			h.ascend(hole, 0, h[last])
+		}
+		h[last] = v
+	}
+}
+
+// llvmSift moves the element at top down below its children, except smaller ones.
+func (h sorter) llvmSift(top int) {
+	v, hole := h[top], top
+	for child := 2*hole + 1; child < len(h); child = 2*hole + 1 {
+		if child+1 < len(h) && h.less(child, child+1) {
+			child++
+		}
+		if h[child].src < v.src {
+			break
+		}
+		h[hole] = h[child]
+		hole = child
+	}
+	h[hole] = v
+}
 
 // llvmQuick is how many elements out of place an attempt to sort by insertion
 // gives up at.
@@ -212,7 +278,7 @@ const (
 func (s sorter) llvm(first, last, depth int, leftmost bool) {
 	for ; last-first >= llvmThreshold; depth-- {
 		if depth == 0 {
-			s.stableSort(first, last)
+			s[first:last].llvmHeap()
 			return
 		}
 		s.llvmPivot(first, last)
@@ -294,15 +360,19 @@ func (s sorter) partEqualLeft(begin, end int) int {
 	return i
 }
 
-// LLVM's library before release 16.
+// LLVM's library before release 17.
 
 const (
 	llvmOldThreshold = 30
 	llvmOldMany      = 1000 // from here on the pivot is a median of five
 )
 
-func (s sorter) llvmOld(first, last int) {
-	for last-first > llvmOldThreshold {
+func (s sorter) llvmOld(first, last, depth int) {
+	for ; last-first > llvmOldThreshold; depth-- {
+		if depth == 0 {
+			s[first:last].llvmHeap()
+			return
+		}
 		m, swaps := s.llvmOldPivot(first, last)
 		i, n, rest := s.llvmOldPart(first, m, last)
 		if rest > 0 { // what is before equals the first element
@@ -316,10 +386,10 @@ func (s sorter) llvmOld(first, last int) {
 			}
 		}
 		if i-first < last-i {
-			s.llvmOld(first, i)
+			s.llvmOld(first, i, depth-1)
 			first = i + 1
 		} else {
-			s.llvmOld(i+1, last)
+			s.llvmOld(i+1, last, depth-1)
 			last = i
 		}
 	}
