@@ -18,6 +18,8 @@ type branch struct {
 	write func(code uint32, disp int32) (uint32, bool)
 	// thumb words of four bytes are two halves, the higher one first.
 	thumb bool
+	// displacement has the bits of a word of the kind that write can change.
+	displacement func(code uint32) uint32
 }
 
 func (b *branch) fetch(img []byte, at uint32) uint32 {
@@ -40,6 +42,14 @@ func (b *branch) store(img []byte, at, code uint32) {
 	default:
 		put32(img, at, code)
 	}
+}
+
+// maskAt tells which bits of an instruction are its displacement.
+func (b *branch) maskAt(place []byte) []byte {
+	code := b.fetch(place, 0)
+	mask := make([]byte, b.width)
+	b.store(mask, 0, b.displacement(code))
+	return mask
 }
 
 // target is the address that an instruction at an address points to.
@@ -86,20 +96,23 @@ func simple(lo, hi, shift uint32, is func(code uint32) bool) (read func(uint32) 
 	return read, write
 }
 
+func bitMask(v uint32) func(uint32) uint32 { return func(uint32) uint32 { return v } }
+
 func newBranch(width, ahead, align uint32, thumb bool, lo, hi, shift uint32, is func(code uint32) bool) branch {
 	b := branch{width: width, ahead: ahead, align: align, thumb: thumb}
 	b.read, b.write = simple(lo, hi, shift, is)
+	b.displacement = bitMask(1<<(hi+1) - 1<<lo)
 	return b
 }
 
 // The branches, in the order of their types.
 var (
 	armBranches = [...]branch{
-		{width: 4, ahead: 8, align: 4, read: readA24, write: writeA24},
+		{width: 4, ahead: 8, align: 4, read: readA24, write: writeA24, displacement: maskA24},
 		newBranch(2, 4, 2, true, 0, 7, 1, func(c uint32) bool { return c&0xf000 == 0xd000 && c&0x0f00 != 0x0f00 }),
 		newBranch(2, 4, 2, true, 0, 10, 1, func(c uint32) bool { return c&0xf800 == 0xe000 }),
-		{width: 4, ahead: 4, align: 2, thumb: true, read: readT20, write: writeT20},
-		{width: 4, ahead: 4, align: 2, thumb: true, read: readT24, write: writeT24},
+		{width: 4, ahead: 4, align: 2, thumb: true, read: readT20, write: writeT20, displacement: bitMask(0x043f2fff)},
+		{width: 4, ahead: 4, align: 2, thumb: true, read: readT24, write: writeT24, displacement: bitMask(0x07ff2fff)},
 	}
 	arm64Branches = [...]branch{
 		newBranch(4, 0, 4, false, 5, 18, 2, func(c uint32) bool { return c&0x7e000000 == 0x36000000 }),                               // tbz, tbnz
@@ -132,6 +145,13 @@ func writeA24(code uint32, disp int32) (uint32, bool) {
 		ok = ok && disp%4 == 0
 	}
 	return code&^0xffffff | uint32(disp>>2)&0xffffff, ok
+}
+
+func maskA24(code uint32) uint32 {
+	if isBLX(code) {
+		return 0x01ffffff
+	}
+	return 0x00ffffff
 }
 
 // T20 is b with a condition, of Thumb-2.
@@ -195,7 +215,7 @@ func (e *elf) armGroups(branches []branch) []group {
 			if ok {
 				b.store(img, r.location, code)
 			}
-		}}
+		}, mask: b.maskAt}
 	}
 	return groups
 }

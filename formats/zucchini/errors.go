@@ -20,8 +20,8 @@ var (
 	// Either it is damaged, or its producer had an order of its own for
 	// equivalences that tie.
 	ErrTarget = errors.New("zucchini patch makes another target")
-	// ErrTooLong: a file is longer than the format allows, or than the caller.
-	ErrTooLong = errors.New("too long for a zucchini patch")
+	// ErrLength: a file is empty, or longer than the format or the caller allows.
+	ErrLength = errors.New("length out of range for a zucchini patch")
 )
 
 // refuse says why a patch is refused; kind is one of the errors above.

@@ -25,8 +25,20 @@ type group struct {
 	// write lets the place at location point to target. img is the image, or one
 	// with the same headers. Where target cannot be expressed it does nothing.
 	write func(img []byte, r reference)
-	// mix, if not nil, tells which bits of the place are the reference.
-	mix func(code []byte) (mask []byte)
+	// mask, if not nil, tells which bits of a place write can change; it has the
+	// width of the place. Without it these are all.
+	mask func(place []byte) []byte
+}
+
+// mixIn gives a place the bits of another one of the group that write changes.
+func (g *group) mixIn(place, other []byte) {
+	if g.mask == nil {
+		copy(place, other)
+		return
+	}
+	for i, m := range g.mask(place) {
+		place[i] = place[i]&^m | other[i]&m
+	}
 }
 
 // within returns the references of refs that are located in a range.

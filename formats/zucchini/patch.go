@@ -84,7 +84,7 @@ func Unpack(blob []byte, limit int64) ([]byte, error) {
 		return nil, fmt.Errorf("%w: brotli stream after %d bytes: %w", ErrCorrupt, len(patch), err)
 	}
 	if int64(len(patch)) > limit {
-		return nil, refuse(ErrTooLong, "patch", fmt.Sprintf("at most %d bytes", limit), "more")
+		return nil, refuse(ErrLength, "patch", fmt.Sprintf("at most %d bytes", limit), "more")
 	}
 	return patch, nil
 }
