@@ -243,7 +243,17 @@ func TestRootNbd(t *testing.T) { rootServed(t, "nbd") }
 //vmtest:timeout 8m
 func TestRootDmUser(t *testing.T) { rootServed(t, "dm-user") }
 
+// spareTest has the kernel kill anything rather than the test when memory is out: a
+// hog that is dying holds its memory for a while.
+func spareTest(t *testing.T) {
+	t.Helper()
+	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func rootServed(t *testing.T, carrier string) {
+	spareTest(t)
 	r := newRig(t, carrier, "48M", fillRoot(t))
 	r.launchFromInitramfs()
 	r.stress(r.mountRoot(r.mapSnapshot()))
@@ -259,6 +269,7 @@ func TestRootOfItsOwnNbd(t *testing.T) { rootOfItsOwn(t, "nbd") }
 func TestRootOfItsOwnUblk(t *testing.T) { rootOfItsOwn(t, "ublk") }
 
 func rootOfItsOwn(t *testing.T, carrier string) {
+	spareTest(t)
 	r := newRig(t, carrier, "48M", fillRoot(t))
 	r.launchFromInitramfs()
 	node := r.mapSnapshot()
