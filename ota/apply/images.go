@@ -1,0 +1,332 @@
+package apply
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"sync/atomic"
+
+	"cowbird/formats/payload"
+	"cowbird/formats/payload/pb"
+)
+
+// ImageOptions say what Images is to make.
+type ImageOptions struct {
+	// Metadata is that of the payload, checked.
+	Metadata *payload.Metadata
+	// Payload is all of it.
+	Payload io.ReaderAt
+	// Old is the folder with the old partitions, as NAME.img or NAME. Only
+	// deltas need it.
+	Old string
+	// Out is the folder that NAME.img are made in. Those that are there are
+	// replaced, each by a complete one.
+	Out string
+	// Partition selects by name; nil takes all.
+	Partition func(name string) bool
+	// Workers is how many operations run at once; 0: one for each processor.
+	Workers int
+	// Memory is how many bytes all that run may Need together. An operation
+	// that needs more than that by itself runs alone. 0: no limit.
+	Memory int64
+	// OnProgress, if not nil, is called with bytes of new partitions, by
+	// several goroutines.
+	OnProgress func(done, total int64)
+}
+
+// Images makes files of new partitions, and checks each one's hash before it gets
+// its name. On an error those that are complete stay, and the rest is removed.
+func Images(ctx context.Context, o ImageOptions) error {
+	if o.Workers <= 0 {
+		o.Workers = runtime.GOMAXPROCS(0)
+	}
+	m := maker{o: o, blockSize: int64(o.Metadata.Manifest.GetBlockSize()), room: newRoom(o.Memory)}
+	defer m.close()
+	for _, p := range o.Metadata.Manifest.GetPartitions() {
+		if o.Partition != nil && !o.Partition(p.GetPartitionName()) {
+			continue
+		}
+		if err := m.add(p); err != nil {
+			return fmt.Errorf("partition %s: %w", p.GetPartitionName(), err)
+		}
+	}
+	return m.run(ctx)
+}
+
+// maker is one run of Images.
+type maker struct {
+	o         ImageOptions
+	blockSize int64
+	room      *room
+	parts     []*part
+	total     int64
+	done      atomic.Int64
+}
+
+// part is a partition in the making.
+type part struct {
+	*pb.PartitionUpdate
+	old  *os.File // nil: none is needed
+	out  *os.File
+	path string
+	left atomic.Int64 // operations
+	ok   bool
+}
+
+func (m *maker) add(p *pb.PartitionUpdate) error {
+	t := &part{PartitionUpdate: p, path: filepath.Join(m.o.Out, p.GetPartitionName()+".img")}
+	m.parts = append(m.parts, t)
+	if p.OldPartitionInfo != nil {
+		var err error
+		if t.old, err = openOld(m.o.Old, p); err != nil {
+			return err
+		}
+	}
+	var err error
+	if t.out, err = os.OpenFile(t.path+".part", os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o644); err != nil {
+		return err
+	}
+	t.left.Store(int64(len(p.GetOperations())))
+	size := int64(p.GetNewPartitionInfo().GetSize())
+	m.total += size
+	return t.out.Truncate(size)
+}
+
+// openOld finds the old partition.
+func openOld(dir string, p *pb.PartitionUpdate) (*os.File, error) {
+	name, want := p.GetPartitionName(), int64(p.GetOldPartitionInfo().GetSize())
+	if dir == "" {
+		return nil, fmt.Errorf("%w: expected a folder with %s.img, since this is a delta", ErrSource, name)
+	}
+	f, err := os.Open(filepath.Join(dir, name+".img"))
+	if errors.Is(err, os.ErrNotExist) {
+		f, err = os.Open(filepath.Join(dir, name))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrSource, err)
+	}
+	size, err := f.Seek(0, io.SeekEnd)
+	if err == nil && size < want {
+		err = fmt.Errorf("%w: %s: expected at least %d bytes, found %d", ErrSource, f.Name(), want, size)
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// close removes what is not complete.
+func (m *maker) close() {
+	for _, p := range m.parts {
+		if p.old != nil {
+			_ = p.old.Close()
+		}
+		if p.out != nil {
+			_ = p.out.Close()
+			if !p.ok {
+				_ = os.Remove(p.path + ".part")
+			}
+		}
+	}
+}
+
+// task is an operation of a partition, or its end if op is below 0.
+type task struct {
+	part *part
+	op   int
+}
+
+func (m *maker) run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	tasks := make(chan task)
+	var wg sync.WaitGroup
+	for range m.o.Workers {
+		wg.Go(func() {
+			for t := range tasks {
+				if err := m.task(ctx, t); err != nil {
+					cancel(err)
+				}
+			}
+		})
+	}
+	m.feed(ctx, tasks)
+	close(tasks)
+	wg.Wait()
+	return context.Cause(ctx)
+}
+
+func (m *maker) feed(ctx context.Context, tasks chan<- task) {
+	for _, p := range m.parts {
+		for i := range max(1, len(p.GetOperations())) {
+			select {
+			case tasks <- task{p, i}:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}
+}
+
+// task does an operation, and what follows a partition's last one.
+func (m *maker) task(ctx context.Context, t task) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	if t.op < len(t.part.GetOperations()) {
+		if err := m.operation(t); err != nil {
+			op := t.part.GetOperations()[t.op]
+			return fmt.Errorf("partition %s, operation %d (%v): %w", t.part.GetPartitionName(), t.op, op.GetType(), err)
+		}
+		if t.part.left.Add(-1) > 0 {
+			return nil
+		}
+	}
+	if err := m.finish(t.part); err != nil {
+		return fmt.Errorf("partition %s: %w", t.part.GetPartitionName(), err)
+	}
+	return nil
+}
+
+func (m *maker) operation(t task) error {
+	op := t.part.GetOperations()[t.op]
+	need := Need(op, m.blockSize)
+	m.room.take(need)
+	defer m.room.giveBack(need)
+	o := NewOperation(op, m.o.Metadata, m.o.Payload, t.part.old)
+	if err := o.Run(&sparse{t.part.out}); err != nil {
+		return err
+	}
+	m.report(int64(payload.Blocks(op.GetDstExtents())) * m.blockSize)
+	return nil
+}
+
+func (m *maker) report(n int64) {
+	if done := m.done.Add(n); m.o.OnProgress != nil {
+		m.o.OnProgress(done, m.total)
+	}
+}
+
+// finish makes hash tree and error correction, checks the whole, and names it.
+func (m *maker) finish(p *part) error {
+	if err := WriteVerity(p.PartitionUpdate, m.blockSize, p.out); err != nil {
+		return err
+	}
+	m.report(int64(p.GetHashTreeExtent().GetNumBlocks()+p.GetFecExtent().GetNumBlocks()) * m.blockSize)
+	info := p.GetNewPartitionInfo()
+	got, err := sum(io.NewSectionReader(p.out, 0, int64(info.GetSize())))
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(got, info.GetHash()) {
+		return m.wrong(p, got)
+	}
+	if err := errors.Join(p.out.Sync(), os.Rename(p.path+".part", p.path)); err != nil {
+		return err
+	}
+	p.ok = true
+	return nil
+}
+
+// wrong says whose fault a wrong result may be.
+func (m *maker) wrong(p *part, got []byte) error {
+	err := fmt.Errorf("%w: expected SHA-256 %x, found %x", ErrTarget, p.GetNewPartitionInfo().GetHash(), got)
+	if p.old == nil {
+		return err
+	}
+	old := p.GetOldPartitionInfo()
+	if h, e := sum(io.NewSectionReader(p.old, 0, int64(old.GetSize()))); e == nil && !bytes.Equal(h, old.GetHash()) {
+		return fmt.Errorf("%w: %s: expected SHA-256 %x, found %x: %w", ErrSource, p.old.Name(), old.GetHash(), h, err)
+	}
+	return err
+}
+
+// NewOperation joins an operation with what it reads. old may be nil if the
+// operation reads no old partition.
+func NewOperation(op *pb.InstallOperation, m *payload.Metadata, whole, old io.ReaderAt) *Operation {
+	o := &Operation{InstallOperation: op, BlockSize: int64(m.Manifest.GetBlockSize())}
+	if payload.HasBlob(op.GetType()) {
+		o.Blob = io.NewSectionReader(whole, m.BlobOffset()+int64(op.GetDataOffset()), int64(op.GetDataLength()))
+	}
+	if payload.HasSource(op.GetType()) {
+		o.Old = old
+	}
+	return o
+}
+
+// sparse is a file that reads as zeros before it is written, so that zeros need not
+// be.
+type sparse struct{ *os.File }
+
+func (s *sparse) Zero(_, _ int64) error { return nil }
+
+var zeros [4096]byte
+
+// WriteAt leaves out pieces of 4096 bytes that are zeros.
+func (s *sparse) WriteAt(p []byte, off int64) (int, error) {
+	for at := 0; at < len(p); {
+		n := runOf(p[at:], true)
+		at += n
+		n = runOf(p[at:], false)
+		if n == 0 {
+			continue
+		}
+		if _, err := s.File.WriteAt(p[at:at+n], off+int64(at)); err != nil {
+			return at, err
+		}
+		at += n
+	}
+	return len(p), nil
+}
+
+// runOf is how many bytes p begins with of pieces that are zeros, or that are not.
+func runOf(p []byte, zero bool) (n int) {
+	for n < len(p) {
+		piece := p[n:min(len(p), n+len(zeros))]
+		if bytes.Equal(piece, zeros[:len(piece)]) != zero {
+			break
+		}
+		n += len(piece)
+	}
+	return n
+}
+
+// room is memory that operations share.
+type room struct {
+	mu    sync.Mutex
+	freed sync.Cond
+	all   int64
+	used  int64
+}
+
+func newRoom(all int64) *room {
+	r := &room{all: cmp.Or(all, math.MaxInt64)}
+	r.freed.L = &r.mu
+	return r
+}
+
+// take waits until n bytes are free, or nobody else has any.
+func (r *room) take(n int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for r.used > 0 && n > r.all-r.used {
+		r.freed.Wait()
+	}
+	r.used += n
+}
+
+func (r *room) giveBack(n int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.used -= n
+	r.freed.Broadcast()
+}

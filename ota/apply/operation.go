@@ -1,0 +1,342 @@
+package apply
+
+import (
+	"bufio"
+	"bytes"
+	"compress/bzip2"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/mikelolasagasti/xz"
+
+	"cowbird/formats/bsdiff"
+	"cowbird/formats/lz4diff"
+	"cowbird/formats/payload"
+	"cowbird/formats/payload/pb"
+	"cowbird/formats/puffin"
+	"cowbird/formats/zucchini"
+)
+
+const (
+	// xzDictionary is the largest dictionary of an xz stream, in bytes
+	// (specs/payload.md 6).
+	xzDictionary = 64 << 20
+	// zstdWindow is the largest window of a zstd stream.
+	zstdWindow = 128 << 20
+	// largestPatch is how much a zucchini patch may decompress to.
+	largestPatch = 1 << 30
+
+	copySize = 256 << 10
+)
+
+// Operation is one of a payload's, with what it reads.
+type Operation struct {
+	*pb.InstallOperation
+	BlockSize int64
+	// Blob is the data in the payload; nil if the type has none.
+	Blob *io.SectionReader
+	// Old is the old partition; nil if the type reads none.
+	Old io.ReaderAt
+}
+
+// Need is how many bytes an operation holds while it runs, over some hundred
+// kilobytes that all of them do, as far as that can be told from the manifest.
+func Need(op *pb.InstallOperation, blockSize int64) int64 {
+	source := int64(payload.Blocks(op.GetSrcExtents())) * blockSize
+	target := int64(payload.Blocks(op.GetDstExtents())) * blockSize
+	switch op.GetType() {
+	case pb.InstallOperation_REPLACE_XZ, pb.InstallOperation_REPLACE_ZSTD:
+		return min(target, xzDictionary)
+	case pb.InstallOperation_REPLACE_BZ:
+		return 4 << 20
+	case pb.InstallOperation_SOURCE_BSDIFF, pb.InstallOperation_BROTLI_BSDIFF:
+		return 12 << 20
+	case pb.InstallOperation_PUFFDIFF:
+		return 12<<20 + puffin.CacheSize
+	case pb.InstallOperation_ZUCCHINI:
+		return 3 * (source + target)
+	case pb.InstallOperation_LZ4DIFF_BSDIFF, pb.InstallOperation_LZ4DIFF_PUFFDIFF:
+		return 4 * (source + target)
+	}
+	return 0
+}
+
+// Run does the operation: it checks the hashes of what it reads, and writes the
+// blocks. After an error some of them may have been written.
+func (o *Operation) Run(w Sink) error {
+	if err := o.checkBlob(); err != nil {
+		return err
+	}
+	if err := o.checkSource(); err != nil {
+		return err
+	}
+	out := newExtentWriter(w, o.GetDstExtents(), o.BlockSize)
+	if err := o.run(out); err != nil {
+		return err
+	}
+	return out.finish(o.BlockSize)
+}
+
+func (o *Operation) checkBlob() error {
+	want := o.GetDataSha256Hash()
+	if o.Blob == nil || len(want) == 0 {
+		return nil
+	}
+	got, err := sum(io.NewSectionReader(o.Blob, 0, o.Blob.Size()))
+	if err != nil {
+		return fmt.Errorf("read %d bytes of the payload: %w", o.Blob.Size(), err)
+	}
+	if !bytes.Equal(got, want) {
+		return fmt.Errorf("%w: expected SHA-256 %x, found %x: get the payload again", ErrBlob, want, got)
+	}
+	return nil
+}
+
+func (o *Operation) checkSource() error {
+	want := o.GetSrcSha256Hash()
+	if o.Old == nil || len(want) == 0 {
+		return nil
+	}
+	r := o.source()
+	got, err := sum(io.NewSectionReader(r, 0, r.size))
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(got, want) {
+		return fmt.Errorf("%w: blocks %s: expected SHA-256 %x, found %x", ErrSource, extentsString(o.GetSrcExtents()), want, got)
+	}
+	return nil
+}
+
+// extentsString names the first few.
+func extentsString(extents []*pb.Extent) string {
+	var b bytes.Buffer
+	for i, e := range extents {
+		if i == 8 {
+			fmt.Fprintf(&b, " and %d more", len(extents)-i)
+			break
+		}
+		if i > 0 {
+			b.WriteByte(' ')
+		}
+		fmt.Fprintf(&b, "%d-%d", e.GetStartBlock(), e.GetStartBlock()+e.GetNumBlocks()-1)
+	}
+	return b.String()
+}
+
+func (o *Operation) source() *extentReader {
+	return newExtentReader(o.Old, o.GetSrcExtents(), o.BlockSize)
+}
+
+func (o *Operation) run(out *extentWriter) error {
+	switch o.GetType() {
+	case pb.InstallOperation_ZERO, pb.InstallOperation_DISCARD:
+		return out.zero()
+	case pb.InstallOperation_SOURCE_COPY:
+		r := o.source()
+		return copyAll(out, io.NewSectionReader(r, 0, r.size))
+	case pb.InstallOperation_SOURCE_BSDIFF, pb.InstallOperation_BROTLI_BSDIFF:
+		r := o.source()
+		return o.badBlob(applyBsdiff(out, o.Blob, r, r.size))
+	case pb.InstallOperation_PUFFDIFF:
+		r := o.source()
+		return o.badBlob(applyPuffdiff(out, o.Blob, r, r.size))
+	case pb.InstallOperation_ZUCCHINI:
+		return o.badBlob(o.zucchini(out))
+	case pb.InstallOperation_LZ4DIFF_BSDIFF, pb.InstallOperation_LZ4DIFF_PUFFDIFF:
+		return o.badBlob(o.lz4diff(out))
+	}
+	return o.replace(out)
+}
+
+// badBlob marks errors of decoders: all but those of partitions.
+func (o *Operation) badBlob(err error) error {
+	var partition *ioError
+	if err == nil || errors.Is(err, ErrOutput) || errors.As(err, &partition) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrBlob, err)
+}
+
+// replace writes what the blob decompresses to.
+func (o *Operation) replace(out *extentWriter) error {
+	in := bufio.NewReaderSize(io.NewSectionReader(o.Blob, 0, o.Blob.Size()), 64<<10)
+	var r io.Reader = in
+	switch o.GetType() {
+	case pb.InstallOperation_REPLACE:
+	case pb.InstallOperation_REPLACE_BZ:
+		r = bzip2.NewReader(in)
+	case pb.InstallOperation_REPLACE_XZ:
+		z, err := xz.NewReader(in, xzDictionary)
+		if err != nil {
+			return o.badBlob(err)
+		}
+		z.Multistream(false)
+		r = z
+	case pb.InstallOperation_REPLACE_ZSTD:
+		z, err := zstdDecoder(in)
+		if err != nil {
+			return o.badBlob(err)
+		}
+		defer giveBackZstd(z)
+		r = z
+	default:
+		return fmt.Errorf("%w: operation type %v", errors.ErrUnsupported, o.GetType())
+	}
+	if err := copyAll(out, r); err != nil {
+		return o.badBlob(err)
+	}
+	if _, err := in.ReadByte(); err != io.EOF {
+		return fmt.Errorf("%w: expected the end of the compressed data, found more", ErrBlob)
+	}
+	return nil
+}
+
+var zstdDecoders sync.Pool
+
+func zstdDecoder(r io.Reader) (*zstd.Decoder, error) {
+	if z, ok := zstdDecoders.Get().(*zstd.Decoder); ok {
+		return z, z.Reset(r)
+	}
+	return zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(zstdWindow))
+}
+
+func giveBackZstd(z *zstd.Decoder) {
+	if z.Reset(nil) == nil {
+		zstdDecoders.Put(z)
+	}
+}
+
+func applyBsdiff(out io.Writer, blob *io.SectionReader, source io.ReaderAt, size int64) error {
+	p, err := bsdiff.Open(blob, blob.Size())
+	if err != nil {
+		return err
+	}
+	return p.Apply(out, source, size)
+}
+
+func applyPuffdiff(out io.Writer, blob *io.SectionReader, source io.ReaderAt, size int64) error {
+	p, err := puffin.Open(blob, blob.Size())
+	if err != nil {
+		return err
+	}
+	return p.Apply(out, source, size, innerZucchini)
+}
+
+// innerZucchini is what a puffin patch may have inside.
+func innerZucchini(out io.Writer, size int64, patch io.Reader, source io.ReaderAt, sourceSize int64) error {
+	b, err := io.ReadAll(io.LimitReader(patch, largestPatch+1))
+	if err != nil {
+		return err
+	}
+	old, err := readAll(source, sourceSize)
+	if err != nil {
+		return err
+	}
+	return writeZucchini(out, size, b, old)
+}
+
+func writeZucchini(out io.Writer, size int64, patch, old []byte) error {
+	p, err := zucchini.Parse(patch)
+	if err != nil {
+		return err
+	}
+	b, err := p.Apply(old, size)
+	if err != nil {
+		return err
+	}
+	_, err = out.Write(b)
+	return err
+}
+
+func (o *Operation) zucchini(out *extentWriter) error {
+	blob, err := readAll(o.Blob, o.Blob.Size())
+	if err != nil {
+		return err
+	}
+	patch, err := zucchini.Unpack(blob, largestPatch)
+	if err != nil {
+		return err
+	}
+	r := o.source()
+	old, err := readAll(r, r.size)
+	if err != nil {
+		return err
+	}
+	return writeZucchini(out, out.size, patch, old)
+}
+
+func (o *Operation) lz4diff(out *extentWriter) error {
+	blob, err := readAll(o.Blob, o.Blob.Size())
+	if err != nil {
+		return err
+	}
+	p, err := lz4diff.Parse(blob)
+	if err != nil {
+		return err
+	}
+	r := o.source()
+	old, err := readAll(r, r.size)
+	if err != nil {
+		return err
+	}
+	b, err := p.Apply(old, out.size, lz4diff.Options{BSDiff: inMemory(applyBsdiff), PuffDiff: inMemory(applyPuffdiff)})
+	if err != nil {
+		return err
+	}
+	_, err = out.Write(b)
+	return err
+}
+
+// inMemory makes a function for lz4diff of one for streams.
+func inMemory(apply func(io.Writer, *io.SectionReader, io.ReaderAt, int64) error) lz4diff.Apply {
+	return func(source, patch []byte, size int64) ([]byte, error) {
+		out := &limited{left: size}
+		err := apply(out, io.NewSectionReader(bytes.NewReader(patch), 0, int64(len(patch))), bytes.NewReader(source), int64(len(source)))
+		return out.Bytes(), err
+	}
+}
+
+// limited is a buffer that does not become longer than it may.
+type limited struct {
+	bytes.Buffer
+	left int64
+}
+
+func (l *limited) Write(p []byte) (int, error) {
+	if int64(len(p)) > l.left {
+		return 0, fmt.Errorf("%w: expected %d bytes less", ErrOutput, int64(len(p))-l.left)
+	}
+	l.left -= int64(len(p))
+	return l.Buffer.Write(p)
+}
+
+func readAll(r io.ReaderAt, size int64) ([]byte, error) {
+	b := make([]byte, size)
+	n, err := r.ReadAt(b, 0)
+	if n == len(b) {
+		err = nil
+	}
+	return b, err
+}
+
+var copyBuffers = sync.Pool{New: func() any { return new([copySize]byte) }}
+
+func copyAll(w io.Writer, r io.Reader) error {
+	b := copyBuffers.Get().(*[copySize]byte)
+	defer copyBuffers.Put(b)
+	_, err := io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{r}, b[:])
+	return err
+}
+
+func sum(r io.Reader) ([]byte, error) {
+	h := sha256.New()
+	if err := copyAll(h, r); err != nil {
+		return nil, err
+	}
+	return h.Sum(nil), nil
+}
