@@ -8,6 +8,8 @@ import (
 	"cowbird/cmd/internal/cli"
 	"cowbird/cow"
 	"cowbird/formats/cowfile"
+	"cowbird/formats/payload"
+	"cowbird/ota/apply"
 )
 
 // common are the flags that every command has.
@@ -21,8 +23,9 @@ func newRoot() *cobra.Command {
 	c := &common{}
 	root := &cobra.Command{
 		Use:   "cowtool",
-		Short: "Make, inspect, check and apply COW files",
-		Long: `cowtool makes, inspects, checks and applies COW files.
+		Short: "Make, inspect, check and apply COW files and A/B payloads",
+		Long: `cowtool makes, inspects, checks and applies COW files, and applies the payloads of
+A/B updates.
 
 A COW holds the difference between a base (a partition as it is) and a target
 (as it will be): for each block that changes, an op that copies it, holds its
@@ -40,11 +43,13 @@ object: {"event":"progress",…} at most five times a second, then the result.
   cowtool map -o update.png update.cow              # what it does to the partition
   cowtool check --base old.img --target new.img update.cow
   cowtool cat --base old.img -o new.img update.cow  # the target, as a file
-  cowtool merge --base old.img update.cow           # the target, in place`,
+  cowtool merge --base old.img update.cow           # the target, in place
+  cowtool payload info ota.zip                      # what an A/B update consists of
+  cowtool payload apply --old old -o new ota.zip    # its partitions, as files`,
 	}
 	root.PersistentFlags().BoolVar(&c.json, "json", false, "print a JSON object a line, for programs")
 	root.PersistentFlags().BoolVarP(&c.quiet, "quiet", "q", false, "no progress bar")
-	root.AddCommand(createCommand(c), convertCommand(c), estimateCommand(c), inspectCommand(c), checkCommand(c), catCommand(c), mergeCommand(c), mapCommand(c))
+	root.AddCommand(createCommand(c), convertCommand(c), estimateCommand(c), inspectCommand(c), checkCommand(c), catCommand(c), mergeCommand(c), mapCommand(c), payloadCommand(c))
 	return root
 }
 
@@ -61,6 +66,12 @@ func advice(err error) string {
 		return "make room, or a smaller COW: --compression zstd,19 --unit 256K; cowtool estimate tells how many bytes it takes"
 	case errors.Is(err, cow.ErrProgress):
 		return "finish it with cowtool merge, or convert the COW as it was before the merge; --ignore-progress takes this one for it"
+	case errors.Is(err, apply.ErrSource):
+		return "is --old the folder with the partitions that the payload is for, and are they unchanged?"
+	case errors.Is(err, payload.ErrMagic):
+		return "give a payload.bin or an OTA zip"
+	case errors.Is(err, payload.ErrTruncated):
+		return "get it again"
 	case errors.Is(err, cow.ErrMismatch):
 		return "are the base and the target those that the COW was made from?"
 	}
