@@ -102,7 +102,7 @@ func TestImagesFixtures(t *testing.T) {
 			b, m := s.read(t)
 			out := t.TempDir()
 			var done, total atomic.Int64
-			err := Images(t.Context(), ImageOptions{Metadata: m, Payload: bytes.NewReader(b), Old: s.unpackOld(t), Out: out, Memory: 64 << 20,
+			err := Images(t.Context(), ImageOptions{Metadata: m, Blobs: BlobsAt(m, bytes.NewReader(b)), Old: s.unpackOld(t), Out: out, Memory: 64 << 20,
 				OnProgress: func(d, all int64) { done.Add(1); total.Store(all) }})
 			if err != nil {
 				t.Fatal(err)
@@ -144,7 +144,7 @@ func TestOnePartition(t *testing.T) {
 	if err := os.Remove(filepath.Join(old, "vendor.img")); err != nil {
 		t.Fatal(err)
 	}
-	o := ImageOptions{Metadata: m, Payload: bytes.NewReader(b), Old: old, Out: out, Partition: onlyPartition("boot")}
+	o := ImageOptions{Metadata: m, Blobs: BlobsAt(m, bytes.NewReader(b)), Old: old, Out: out, Partition: onlyPartition("boot")}
 	if err := Images(t.Context(), o); err != nil {
 		t.Fatal(err)
 	}
@@ -181,7 +181,7 @@ func TestDamaged(t *testing.T) {
 			if err := errors.Join(os.WriteFile(filepath.Join(dir, "system.img"), system, 0o600), os.WriteFile(filepath.Join(out, "system.img"), before, 0o600)); err != nil {
 				t.Fatal(err)
 			}
-			o := ImageOptions{Metadata: m, Payload: bytes.NewReader(whole), Old: dir, Out: out, Partition: onlyPartition("system")}
+			o := ImageOptions{Metadata: m, Blobs: BlobsAt(m, bytes.NewReader(whole)), Old: dir, Out: out, Partition: onlyPartition("system")}
 			if err := Images(t.Context(), o); !errors.Is(err, c.want) {
 				t.Errorf("expected %v, found %v", c.want, err)
 			}

@@ -22,8 +22,8 @@ import (
 type ImageOptions struct {
 	// Metadata is that of the payload, checked.
 	Metadata *payload.Metadata
-	// Payload is all of it.
-	Payload io.ReaderAt
+	// Blobs gives the payload's data.
+	Blobs Blobs
 	// Old is the folder with the old partitions, as NAME.img or NAME. Only
 	// deltas need it.
 	Old string
@@ -139,10 +139,12 @@ func (m *maker) close() {
 	}
 }
 
-// task is an operation of a partition, or its end if op is below 0.
+// task is an operation of a partition, or just its end if it has none.
 type task struct {
 	part *part
 	op   int
+	do   *Operation
+	done func() // with the blob
 }
 
 func (m *maker) run(ctx context.Context) error {
@@ -159,33 +161,47 @@ func (m *maker) run(ctx context.Context) error {
 			}
 		})
 	}
-	m.feed(ctx, tasks)
+	if err := m.feed(ctx, tasks); err != nil {
+		cancel(err)
+	}
 	close(tasks)
 	wg.Wait()
 	return context.Cause(ctx)
 }
 
-func (m *maker) feed(ctx context.Context, tasks chan<- task) {
+// feed gives out the operations in the order of the payload, with their blobs.
+func (m *maker) feed(ctx context.Context, tasks chan<- task) error {
 	for _, p := range m.parts {
-		for i := range max(1, len(p.GetOperations())) {
+		if len(p.GetOperations()) == 0 {
+			tasks <- task{part: p}
+		}
+		for i, op := range p.GetOperations() {
+			do, done, err := NewOperation(op, m.blockSize, m.o.Blobs, p.old)
+			if err != nil {
+				return fmt.Errorf("partition %s, operation %d (%v): %w", p.GetPartitionName(), i, op.GetType(), err)
+			}
 			select {
-			case tasks <- task{p, i}:
+			case tasks <- task{p, i, do, done}:
 			case <-ctx.Done():
-				return
+				done()
+				return nil
 			}
 		}
 	}
+	return nil
 }
 
 // task does an operation, and what follows a partition's last one.
 func (m *maker) task(ctx context.Context, t task) error {
+	if t.done != nil {
+		defer t.done()
+	}
 	if ctx.Err() != nil {
 		return nil
 	}
-	if t.op < len(t.part.GetOperations()) {
+	if t.do != nil {
 		if err := m.operation(t); err != nil {
-			op := t.part.GetOperations()[t.op]
-			return fmt.Errorf("partition %s, operation %d (%v): %w", t.part.GetPartitionName(), t.op, op.GetType(), err)
+			return fmt.Errorf("partition %s, operation %d (%v): %w", t.part.GetPartitionName(), t.op, t.do.GetType(), err)
 		}
 		if t.part.left.Add(-1) > 0 {
 			return nil
@@ -198,15 +214,13 @@ func (m *maker) task(ctx context.Context, t task) error {
 }
 
 func (m *maker) operation(t task) error {
-	op := t.part.GetOperations()[t.op]
-	need := Need(op, m.blockSize)
+	need := Need(t.do.InstallOperation, m.blockSize)
 	m.room.take(need)
 	defer m.room.giveBack(need)
-	o := NewOperation(op, m.o.Metadata, m.o.Payload, t.part.old)
-	if err := o.Run(&sparse{t.part.out}); err != nil {
+	if err := t.do.Run(&sparse{t.part.out}); err != nil {
 		return err
 	}
-	m.report(int64(payload.Blocks(op.GetDstExtents())) * m.blockSize)
+	m.report(int64(payload.Blocks(t.do.GetDstExtents())) * m.blockSize)
 	return nil
 }
 
@@ -251,16 +265,16 @@ func (m *maker) wrong(p *part, got []byte) error {
 }
 
 // NewOperation joins an operation with what it reads. old may be nil if the
-// operation reads no old partition.
-func NewOperation(op *pb.InstallOperation, m *payload.Metadata, whole, old io.ReaderAt) *Operation {
-	o := &Operation{InstallOperation: op, BlockSize: int64(m.Manifest.GetBlockSize())}
-	if payload.HasBlob(op.GetType()) {
-		o.Blob = io.NewSectionReader(whole, m.BlobOffset()+int64(op.GetDataOffset()), int64(op.GetDataLength()))
-	}
+// operation reads no old partition. done is to be called when it has run.
+func NewOperation(op *pb.InstallOperation, blockSize int64, blobs Blobs, old io.ReaderAt) (o *Operation, done func(), err error) {
+	o, done = &Operation{InstallOperation: op, BlockSize: blockSize}, func() {}
 	if payload.HasSource(op.GetType()) {
 		o.Old = old
 	}
-	return o
+	if payload.HasBlob(op.GetType()) {
+		o.Blob, done, err = blobs.Blob(int64(op.GetDataOffset()), int64(op.GetDataLength()))
+	}
+	return o, done, err
 }
 
 // sparse is a file that reads as zeros before it is written, so that zeros need not
