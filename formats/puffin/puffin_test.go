@@ -578,10 +578,10 @@ func TestApplyRefuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := p.Apply(io.Discard, broken{}, p.SourceSize(), nil); !errors.Is(err, errDevice) {
+	if err := p.Apply(io.Discard, broken{}, p.SourceSize(), ApplyOptions{}); !errors.Is(err, errDevice) {
 		t.Errorf("broken source: expected %v, found %v", errDevice, err)
 	}
-	if err := p.Apply(broken{}, bytes.NewReader(source.Data), p.SourceSize(), nil); !errors.Is(err, errDevice) {
+	if err := p.Apply(broken{}, bytes.NewReader(source.Data), p.SourceSize(), ApplyOptions{}); !errors.Is(err, errDevice) {
 		t.Errorf("broken target: expected %v, found %v", errDevice, err)
 	}
 	if _, err := Open(broken{}, 100); !errors.Is(err, errDevice) {
@@ -679,7 +679,7 @@ func TestFlips(t *testing.T) {
 			continue
 		}
 		var n counter
-		if err := p.Apply(&n, bytes.NewReader(source.Data), int64(len(source.Data)), nil); err == nil && int64(n) != p.TargetSize() {
+		if err := p.Apply(&n, bytes.NewReader(source.Data), int64(len(source.Data)), ApplyOptions{}); err == nil && int64(n) != p.TargetSize() {
 			t.Fatalf("bit %d: expected %d bytes, found %d", bit, p.TargetSize(), n)
 		}
 	}
