@@ -7,6 +7,7 @@ package bsdiff
 type differ struct {
 	source, target []byte
 	find           func(key []byte) (pos, length int)
+	local          bool
 
 	// The stretch that is being continued began here.
 	at, from int // in target and source
@@ -18,8 +19,7 @@ const (
 	// better is how many more bytes another alignment must match.
 	better = 8
 	// far is a distance in the source from which on a match must have farBetter
-	// more bytes: to go there and back takes longer numbers, and the time of
-	// whoever applies the patch, above all where the source is puffed.
+	// more bytes, if the way there is costly (Options.Local).
 	far       = 1 << 20
 	farBetter = 24
 	// long is a match with which the alignment is kept without a search.
@@ -99,7 +99,7 @@ func (d *differ) next(scan int) (m match, keep bool) {
 
 // needed is how many more bytes than the present alignment m must match.
 func (d *differ) needed(m match) int {
-	if move := (m.pos - m.scan) - (d.from - d.at); move > far || move < -far {
+	if move := (m.pos - m.scan) - (d.from - d.at); d.local && (move > far || move < -far) {
 		return farBetter
 	}
 	return better

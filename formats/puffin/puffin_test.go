@@ -12,6 +12,7 @@ import (
 	"io"
 	"math"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -663,6 +664,71 @@ func TestOldClients(t *testing.T) {
 	if dropped == 0 || dropped == 8 {
 		t.Errorf("expected some of 8 deflates to be dropped, found %d", dropped)
 	}
+}
+
+// Memory does not grow with source and target: the source is puffed again and
+// again, the target goes out as it comes.
+func TestMemory(t *testing.T) {
+	chunk := deflate(t, 6, prose(rand.New(rand.NewPCG(17, 17)), 300000))
+	blocks, _, err := FindRaw(chunk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var f File
+	for range 200 {
+		for _, e := range blocks {
+			f.Deflates = append(f.Deflates, BitExtent{e.Offset + uint64(len(f.Data))*8, e.Length})
+		}
+		f.Data = append(f.Data, chunk...)
+	}
+	p, err := puffFile(f, false, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	size := p.puffedSize
+	p.data = nil
+	patch := handmade(appendHeader(nil, Zucchini, p.layout, p.layout), "")
+	opened, err := Open(bytes.NewReader(patch), int64(len(patch)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	copyAll := func(target io.Writer, targetSize int64, _ io.Reader, source io.ReaderAt, sourceSize int64) error {
+		_, err := io.Copy(target, io.NewSectionReader(source, 0, sourceSize))
+		return err
+	}
+	w := &peak{start: heap(), want: f.Data}
+	if err := opened.Apply(w, bytes.NewReader(f.Data), int64(len(f.Data)), ApplyOptions{Zucchini: copyAll}); err != nil || len(w.want) > 0 {
+		t.Fatalf("%d bytes are missing, %v", len(w.want), err)
+	}
+	if grown := int64(w.most) - int64(w.start); size < 20<<20 || grown > CacheSize+3<<20 {
+		t.Errorf("expected %d bytes or less for %d, found %d", CacheSize+3<<20, size, grown)
+	}
+}
+
+func heap() uint64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
+// peak is a target that knows what it wants, and looks at the heap now and then.
+type peak struct {
+	start, most uint64
+	want        []byte
+	n, next     int64
+}
+
+func (p *peak) Write(b []byte) (int, error) {
+	if !bytes.HasPrefix(p.want, b) {
+		return 0, errDevice
+	}
+	p.want = p.want[len(b):]
+	if p.n += int64(len(b)); p.n >= p.next {
+		p.most = max(p.most, heap())
+		p.next += 2 << 20
+	}
+	return len(b), nil
 }
 
 // A flipped bit never panics. Puffin has no checksum of its own; but then what
