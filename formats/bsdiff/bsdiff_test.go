@@ -310,7 +310,7 @@ func TestLocal(t *testing.T) {
 
 // Memory does not grow with source and target.
 func TestMemory(t *testing.T) {
-	const size = 48 << 20
+	const size = 24 << 20
 	o := Options{BrotliQuality: 1}
 	streams := [3][]byte{raw(0, [][3]int64{{size, 0, 0}}, "", "")[HeaderSize:], make([]byte, size), nil}
 	o.Algorithms = []Algorithm{Brotli}
