@@ -757,3 +757,57 @@ func (c *counter) Write(b []byte) (int, error) {
 	*c += counter(len(b))
 	return len(b), nil
 }
+
+// What the inner patch makes has to fit the layout that the header declares, and
+// so has the source.
+func TestApplyChecks(t *testing.T) {
+	// A file of 5 raw bits, a block of 18 bits with one literal, 1 raw bit.
+	bits := []string{"10101", "1", "10", "10010001", "0000000", "1"}
+	data, e := spell(bits...), BitExtent{5, 18}
+	p, err := puffFile(File{data, []BitExtent{e}}, true, false)
+	if err != nil || string(p.data) != "\x15\x00\x00\xa0\x00a\xff\x81\x01" {
+		t.Fatalf("found % x, %v", p.data, err)
+	}
+	run := func(l *layout, made []byte, source string) error {
+		patch := handmade(appendHeader(nil, Zucchini, p.layout, l), "")
+		opened, err := Open(bytes.NewReader(patch), int64(len(patch)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return opened.Apply(io.Discard, strings.NewReader(source), int64(len(source)), ApplyOptions{Zucchini: func(w io.Writer, _ int64, _ io.Reader, source io.ReaderAt, size int64) error {
+			if _, err := io.ReadFull(io.NewSectionReader(source, 0, size), make([]byte, size)); err != nil {
+				return err
+			}
+			if _, err := w.Write(made); err != nil {
+				_, again := w.Write(made)
+				return errors.Join(err, again)
+			}
+			return nil
+		}})
+	}
+	same := string(data)
+	if err := run(p.layout, p.data, same); err != nil {
+		t.Errorf("the file itself: %v", err)
+	}
+	longer := makeLayout([]BitExtent{{5, 17}}, []int64{7}, int64(len(data)))
+	for name, c := range map[string]struct {
+		layout *layout
+		made   string
+		source string
+		err    error
+	}{
+		"too little":           {p.layout, string(p.data[:8]), same, ErrCorrupt},
+		"too much":             {p.layout, string(p.data) + "x", same, ErrCorrupt},
+		"bits of the deflate":  {p.layout, "\x35" + string(p.data[1:]), same, ErrCorrupt},
+		"bits after the file":  {p.layout, string(p.data[:8]) + "\x04", same, ErrCorrupt},
+		"no puff":              {p.layout, "\x15\x00\x00\xa0\x00a\xff\x82\x01", same, ErrPuff},
+		"deflate of 18 bits":   {longer, string(p.data), same, ErrPuff},
+		"source without puff":  {p.layout, string(p.data), string(spell("10101", "1", "11", "10010001", "0000000", "1")), ErrDeflate},
+		"source, shorter puff": {p.layout, string(p.data), string(spell("10101", "1", "10", "0000000", "00000000", "1")), ErrDeflate},
+		"source, longer puff":  {p.layout, string(p.data), string(spell("10101", "1", "10", "0000001", "00000", "000", "0")), ErrDeflate},
+	} {
+		if err := run(c.layout, []byte(c.made), c.source); !errors.Is(err, c.err) {
+			t.Errorf("%s: expected %v, found %v", name, c.err, err)
+		}
+	}
+}
