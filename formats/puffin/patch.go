@@ -98,7 +98,8 @@ func (p *Patch) TargetSize() int64 { return p.target.size }
 // Apply writes the target, TargetSize bytes, to dst. source holds sourceSize
 // bytes, at least SourceSize. A patch that needs o.Zucchini and does not get it
 // gives ErrUnsupported. After an error an unknown part of the target has been
-// written. Errors of source, dst, o.Zucchini and the patch's reader are returned
+// written, but nothing is written after the return; before it, dst may be called
+// from another goroutine. Errors of source, dst, o.Zucchini and the patch's reader are returned
 // wrapped, and those of an inner bsdiff patch are its package's.
 func (p *Patch) Apply(dst io.Writer, source io.ReaderAt, sourceSize int64, o ApplyOptions) error {
 	if sourceSize < p.source.size {
@@ -109,33 +110,44 @@ func (p *Patch) Apply(dst io.Writer, source io.ReaderAt, sourceSize int64, o App
 	}
 	puffed := newView(p.source, source, o.CacheSize)
 	w := &writer{layout: p.target, dst: dst}
-	var err error
-	if p.inner == Bsdiff {
-		err = p.applyBsdiff(w, puffed)
-	} else {
-		err = p.applyZucchini(w, puffed, o.Zucchini)
-	}
-	if err != nil {
+	if err := p.applyInner(w, puffed, o.Zucchini); err != nil {
 		return err
 	}
 	return w.Close()
 }
 
-func (p *Patch) applyBsdiff(w *writer, puffed *view) error {
+// applyInner makes the puffed target, and huffs a large one in the background.
+func (p *Patch) applyInner(w io.Writer, puffed *view, zucchini ZucchiniFunc) (err error) {
+	if p.target.puffedSize >= behindFrom {
+		b := writeBehind(w)
+		defer func() {
+			if closed := b.Close(); err == nil {
+				err = closed
+			}
+		}()
+		w = b
+	}
+	if p.inner == Zucchini {
+		return p.applyZucchini(w, puffed, zucchini)
+	}
+	return p.applyBsdiff(w, puffed)
+}
+
+func (p *Patch) applyBsdiff(w io.Writer, puffed *view) error {
 	inner, err := bsdiff.Open(io.NewSectionReader(p.r, p.offset, p.size), p.size)
 	if err != nil {
 		return err
 	}
-	if n := inner.TargetSize(); n != w.puffedSize {
-		return refuse(ErrCorrupt, "target of the inner patch", fmt.Sprintf("%d bytes", w.puffedSize), n)
+	if n := inner.TargetSize(); n != p.target.puffedSize {
+		return refuse(ErrCorrupt, "target of the inner patch", fmt.Sprintf("%d bytes", p.target.puffedSize), n)
 	}
 	return inner.Apply(w, puffed, puffed.puffedSize)
 }
 
-func (p *Patch) applyZucchini(w *writer, puffed *view, zucchini ZucchiniFunc) error {
+func (p *Patch) applyZucchini(w io.Writer, puffed *view, zucchini ZucchiniFunc) error {
 	if zucchini == nil {
 		return refuse(ErrUnsupported, "inner patch", Bsdiff, p.inner)
 	}
 	patch := brotli.NewReader(io.NewSectionReader(p.r, p.offset, p.size))
-	return zucchini(w, w.puffedSize, patch, puffed, puffed.puffedSize)
+	return zucchini(w, p.target.puffedSize, patch, puffed, puffed.puffedSize)
 }

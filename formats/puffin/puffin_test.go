@@ -585,6 +585,7 @@ func TestApplyRefuses(t *testing.T) {
 	if err := p.Apply(broken{}, bytes.NewReader(source.Data), p.SourceSize(), ApplyOptions{}); !errors.Is(err, errDevice) {
 		t.Errorf("broken target: expected %v, found %v", errDevice, err)
 	}
+	checkBehind(t, p)
 	if _, err := Open(broken{}, 100); !errors.Is(err, errDevice) {
 		t.Errorf("broken patch: expected %v, found %v", errDevice, err)
 	}
@@ -601,6 +602,35 @@ func TestApplyRefuses(t *testing.T) {
 	}
 	if err := Create(io.Discard, source, target, Options{Bsdiff: bsdiff.Options{Legacy: true}}); err == nil {
 		t.Error("legacy inner patch: expected an error, found none")
+	}
+}
+
+// A large target is written in the background. Its errors come out as well, and
+// the inner patch learns of them early.
+func checkBehind(t *testing.T, p *Patch) {
+	t.Helper()
+	large := *p
+	large.inner = Zucchini
+	large.target = makeLayout(nil, nil, 100<<20)
+	written := 0
+	endless := func(w io.Writer, size int64, _ io.Reader, _ io.ReaderAt, _ int64) error {
+		for buf := make([]byte, 100000); ; written += len(buf) {
+			if _, err := w.Write(buf); err != nil {
+				return err
+			}
+		}
+	}
+	err := large.Apply(broken{}, bytes.NewReader(make([]byte, p.SourceSize())), p.SourceSize(), ApplyOptions{Zucchini: endless})
+	if !errors.Is(err, errDevice) || written > 10<<20 {
+		t.Errorf("broken target, in the background: expected %v soon, found %v after %d bytes", errDevice, err, written)
+	}
+	late := func(w io.Writer, _ int64, _ io.Reader, _ io.ReaderAt, _ int64) error {
+		_, err := w.Write(make([]byte, 65536))
+		return err
+	}
+	err = large.Apply(broken{}, bytes.NewReader(make([]byte, p.SourceSize())), p.SourceSize(), ApplyOptions{Zucchini: late})
+	if !errors.Is(err, errDevice) {
+		t.Errorf("broken target, in the background: expected %v at the end, found %v", errDevice, err)
 	}
 }
 
