@@ -8,6 +8,7 @@ import (
 	"io"
 	"math"
 	"math/rand/v2"
+	"runtime"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -277,6 +278,86 @@ func TestIOErrors(t *testing.T) {
 	if err := Create(io.Discard, nil, nil, Options{Algorithms: []Algorithm{3}}); !errors.Is(err, ErrAlgorithm) {
 		t.Errorf("algorithm 3: expected %v, found %v", ErrAlgorithm, err)
 	}
+}
+
+// Local leaves out short matches that are far away, and no others.
+func TestLocal(t *testing.T) {
+	r := rand.New(rand.NewPCG(16, 16))
+	source := make([]byte, far+4096)
+	for i := range source {
+		source[i] = byte(r.Uint32())
+	}
+	target := bytes.Clone(source[:3000])
+	copy(target[1000:], source[far+2000:][:20])
+	copy(target[2000:], source[far+3000:][:100])
+	moves := func(o Options) (n int) {
+		o.Algorithms = []Algorithm{None}
+		b := create(t, source, target, o)
+		if got, err := apply(b, source); err != nil || !bytes.Equal(got, target) {
+			t.Fatal("the target is not reproduced", err)
+		}
+		for c := b[HeaderSize:][:parseInt(b[8:])]; len(c) > 0; c = c[24:] {
+			if z := parseInt(c[16:]); z > far {
+				n++
+			}
+		}
+		return n
+	}
+	if free, local := moves(Options{}), moves(Options{Local: true}); free != 2 || local != 1 {
+		t.Errorf("expected 2 far moves and 1, found %d and %d", free, local)
+	}
+}
+
+// Memory does not grow with source and target.
+func TestMemory(t *testing.T) {
+	const size = 24 << 20
+	o := Options{BrotliQuality: 1}
+	streams := [3][]byte{raw(0, [][3]int64{{size, 0, 0}}, "", "")[HeaderSize:], make([]byte, size), nil}
+	o.Algorithms = []Algorithm{Brotli}
+	var patch bytes.Buffer
+	if err := o.write(&patch, size, streams); err != nil {
+		t.Fatal(err)
+	}
+	streams = [3][]byte{}
+	p, err := Open(bytes.NewReader(patch.Bytes()), int64(patch.Len()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := peak{start: heap()}
+	if err := p.Apply(&w, zeros{}, 1<<40); err != nil || w.n != size {
+		t.Fatalf("%d bytes, %v", w.n, err)
+	}
+	if grown := int64(w.most) - int64(w.start); grown > 8<<20 {
+		t.Errorf("expected less than 8 MiB, found %d", grown)
+	}
+}
+
+func heap() uint64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
+// peak is a target that looks at the heap every 4 MiB.
+type peak struct {
+	start, most uint64
+	n, next     int64
+}
+
+func (p *peak) Write(b []byte) (int, error) {
+	if p.n += int64(len(b)); p.n >= p.next {
+		p.most = max(p.most, heap())
+		p.next += 4 << 20
+	}
+	return len(b), nil
+}
+
+type zeros struct{}
+
+func (zeros) ReadAt(b []byte, off int64) (int, error) {
+	clear(b)
+	return len(b), nil
 }
 
 // A flipped bit never panics, and is always noticed where bzip2 has a checksum:

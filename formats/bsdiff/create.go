@@ -23,6 +23,9 @@ type Options struct {
 	Algorithms []Algorithm
 	// BrotliQuality is 1 to 11. Default: 11.
 	BrotliQuality int
+	// Local asks for fewer far moves in the source, for the sake of readers that
+	// pay for them. A patch of large files gets larger by one percent or so.
+	Local bool
 }
 
 func (o *Options) defaults() error {
@@ -51,7 +54,7 @@ func Create(patch io.Writer, source, target []byte, o Options) error {
 	if err := o.defaults(); err != nil {
 		return err
 	}
-	d := differ{source: source, target: target}
+	d := differ{source: source, target: target, local: o.Local}
 	if len(source) <= math.MaxInt32 {
 		d.find = newFinder[int32](source).find
 	} else {

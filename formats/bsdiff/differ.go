@@ -7,6 +7,7 @@ package bsdiff
 type differ struct {
 	source, target []byte
 	find           func(key []byte) (pos, length int)
+	local          bool
 
 	// The stretch that is being continued began here.
 	at, from int // in target and source
@@ -17,6 +18,10 @@ type differ struct {
 const (
 	// better is how many more bytes another alignment must match.
 	better = 8
+	// far is a distance in the source from which on a match must have farBetter
+	// more bytes, if the way there is costly (Options.Local).
+	far       = 1 << 20
+	farBetter = 24
 	// long is a match with which the alignment is kept without a search.
 	long = 256
 	// patience is how often in a row the search may return nearly the same.
@@ -71,7 +76,7 @@ func (d *differ) next(scan int) (m match, keep bool) {
 		for ; scored < scan+m.length; scored++ {
 			score += d.same(scored)
 		}
-		if m.length == score && m.length > 0 || m.length > score+better {
+		if m.length == score && m.length > 0 || m.length > score+d.needed(m) {
 			return m, m.length == score
 		}
 		if scored > scan {
@@ -90,6 +95,14 @@ func (d *differ) next(scan int) (m match, keep bool) {
 		last, lastScore = m, score
 	}
 	return match{scan: len(d.target)}, false
+}
+
+// needed is how many more bytes than the present alignment m must match.
+func (d *differ) needed(m match) int {
+	if move := (m.pos - m.scan) - (d.from - d.at); d.local && (move > far || move < -far) {
+		return farBetter
+	}
+	return better
 }
 
 // near says that two searches at neighbours found nearly the same: in a long

@@ -77,11 +77,16 @@ func open(b *testing.B, m made) *Patch {
 	return p
 }
 
-func BenchmarkApply(b *testing.B) {
+func BenchmarkApply(b *testing.B) { benchApply(b, CacheSize) }
+
+// BenchmarkApplyCached keeps all puffs. The difference is what is puffed again.
+func BenchmarkApplyCached(b *testing.B) { benchApply(b, 1<<40) }
+
+func benchApply(b *testing.B, cache int64) {
 	benchSizes(b, func(b *testing.B, m made) {
 		b.ReportAllocs()
 		for range b.N {
-			if err := open(b, m).Apply(io.Discard, bytes.NewReader(m.source.Data), int64(len(m.source.Data)), nil); err != nil {
+			if err := open(b, m).Apply(io.Discard, bytes.NewReader(m.source.Data), int64(len(m.source.Data)), ApplyOptions{CacheSize: cache}); err != nil {
 				b.Fatal(err)
 			}
 		}

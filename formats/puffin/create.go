@@ -57,6 +57,7 @@ func Create(patch io.Writer, source, target File, o Options) error {
 	if _, err := patch.Write(header); err != nil {
 		return fmt.Errorf("writing a puffin patch: %w", err)
 	}
+	o.Bsdiff.Local = true // a puff costs much more than the few bytes that are wanted of it
 	return bsdiff.Create(patch, sides[0].data, sides[1].data, o.Bsdiff)
 }
 

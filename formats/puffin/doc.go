@@ -23,16 +23,17 @@
 //
 //	p, err := puffin.Open(patch, size)
 //	p.TargetSize()
-//	p.Apply(target, source, sourceSize, nil)
+//	p.Apply(target, source, sourceSize, puffin.ApplyOptions{})
 //
 //	puffin.Create(patch, puffin.File{Data: a, Deflates: puffin.Find("a.zip", a)}, …, puffin.Options{})
 //
 // Apply holds no file: the source is puffed where it is read (5 MiB of puffs are
-// kept), and the target is huffed as it comes. It needs memory for the largest
-// deflate of either side, which the patch declares and MaxPuff bounds, for the
-// extents, 48 bytes a deflate, and for the inner patch. That is one of package
-// bsdiff or, in theory more than in practice, a zucchini patch. This package does
-// not know about those: whoever does hands in a function.
+// kept), and the target is huffed as it comes, a large one by a goroutine that
+// ends with Apply. It needs memory for the largest deflate of either side, which
+// the patch declares and MaxPuff bounds, for the extents, 48 bytes a deflate, and
+// for the inner patch. That is one of package bsdiff or, in theory more than in
+// practice, a zucchini patch. This package does not know about those: whoever
+// does hands in a function.
 //
 // A puff says 258 in one way, deflate in two. So a deflate of the target has to
 // be tried before it is used, which Create does.

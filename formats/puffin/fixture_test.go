@@ -17,7 +17,7 @@ func apply(patch, source []byte) ([]byte, error) {
 		return nil, err
 	}
 	var target bytes.Buffer
-	err = p.Apply(&target, bytes.NewReader(source), int64(len(source)), nil)
+	err = p.Apply(&target, bytes.NewReader(source), int64(len(source)), ApplyOptions{})
 	return target.Bytes(), err
 }
 
@@ -112,7 +112,7 @@ func checkZucchini(t *testing.T, o fixture.DeltaOp) {
 	}
 	source := bytes.NewReader(o.Source)
 	called := false
-	err = p.Apply(io.Discard, source, source.Size(), func(target io.Writer, targetSize int64, patch io.Reader, source io.ReaderAt, size int64) error {
+	err = p.Apply(io.Discard, source, source.Size(), ApplyOptions{Zucchini: func(target io.Writer, targetSize int64, patch io.Reader, source io.ReaderAt, size int64) error {
 		called = true
 		b, err := io.ReadAll(patch)
 		if err != nil || string(b[:4]) != "Zucc" {
@@ -122,11 +122,11 @@ func checkZucchini(t *testing.T, o fixture.DeltaOp) {
 			t.Errorf("puffed source: expected %d bytes, found %d, %v", size, n, err)
 		}
 		return errDevice
-	})
+	}})
 	if !called || !errors.Is(err, errDevice) {
 		t.Errorf("expected the function's error, found %v", err)
 	}
-	if err := p.Apply(io.Discard, source, source.Size(), nil); err == nil {
+	if err := p.Apply(io.Discard, source, source.Size(), ApplyOptions{}); err == nil {
 		t.Error("expected an error without a function, found none")
 	}
 }

@@ -108,7 +108,7 @@ func FuzzPatch(f *testing.F) {
 			return
 		}
 		var n counter
-		if err := p.Apply(&n, bytes.NewReader(source), int64(len(source)), nil); err == nil && int64(n) != p.TargetSize() {
+		if err := p.Apply(&n, bytes.NewReader(source), int64(len(source)), ApplyOptions{}); err == nil && int64(n) != p.TargetSize() {
 			t.Fatalf("expected %d bytes, found %d", p.TargetSize(), n)
 		}
 	})

@@ -13,8 +13,8 @@ const (
 	version   = 1
 	fixedSize = 8 // magic and length of the header
 
-	// maxHeader is far more than any known patch has: some ten bytes a deflate.
-	maxHeader = 64 << 20
+	// maxHeader is far more than any known patch has: some 30 bytes a deflate.
+	maxHeader = 16 << 20
 )
 
 // Inner is the format of the patch between the puffed files.

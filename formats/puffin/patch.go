@@ -13,7 +13,7 @@ const (
 	// MaxPuff is the largest puff, and the largest deflate, in bytes. The usual
 	// compressors make blocks of some 100 KiB.
 	MaxPuff = 64 << 20
-	// CacheSize is how many bytes of puffs of the source are kept.
+	// CacheSize is how many bytes of puffs of the source are kept by default.
 	CacheSize = 5 << 20
 )
 
@@ -27,6 +27,16 @@ const (
 // ZucchiniFunc applies a zucchini patch, which has been decompressed and which
 // it reads to its end, to source, and writes targetSize bytes to target.
 type ZucchiniFunc func(target io.Writer, targetSize int64, patch io.Reader, source io.ReaderAt, sourceSize int64) error
+
+// ApplyOptions says how a patch is applied.
+type ApplyOptions struct {
+	// Zucchini is needed for patches of that kind; others do without.
+	Zucchini ZucchiniFunc
+	// CacheSize is how many bytes of puffs of the source are kept. Default: the
+	// constant of that name. In large files with matches far apart more is faster:
+	// what has been dropped is puffed again.
+	CacheSize int64
+}
 
 // Patch is a patch whose header has been read and checked. It is immutable and
 // safe for concurrent use, as far as the reader below is.
@@ -86,43 +96,58 @@ func (p *Patch) SourceSize() int64 { return p.source.size }
 func (p *Patch) TargetSize() int64 { return p.target.size }
 
 // Apply writes the target, TargetSize bytes, to dst. source holds sourceSize
-// bytes, at least SourceSize. zucchini may be nil; a patch that needs it then
+// bytes, at least SourceSize. A patch that needs o.Zucchini and does not get it
 // gives ErrUnsupported. After an error an unknown part of the target has been
-// written. Errors of source, dst, zucchini and the patch's reader are returned
+// written, but nothing is written after the return; before it, dst may be called
+// from another goroutine. Errors of source, dst, o.Zucchini and the patch's reader are returned
 // wrapped, and those of an inner bsdiff patch are its package's.
-func (p *Patch) Apply(dst io.Writer, source io.ReaderAt, sourceSize int64, zucchini ZucchiniFunc) error {
+func (p *Patch) Apply(dst io.Writer, source io.ReaderAt, sourceSize int64, o ApplyOptions) error {
 	if sourceSize < p.source.size {
 		return refuse(ErrCorrupt, "size of the source", fmt.Sprintf("at least %d", p.source.size), sourceSize)
 	}
-	puffed := newView(p.source, source, CacheSize)
-	w := &writer{layout: p.target, dst: dst}
-	var err error
-	if p.inner == Bsdiff {
-		err = p.applyBsdiff(w, puffed)
-	} else {
-		err = p.applyZucchini(w, puffed, zucchini)
+	if o.CacheSize == 0 {
+		o.CacheSize = CacheSize
 	}
-	if err != nil {
+	puffed := newView(p.source, source, o.CacheSize)
+	w := &writer{layout: p.target, dst: dst}
+	if err := p.applyInner(w, puffed, o.Zucchini); err != nil {
 		return err
 	}
 	return w.Close()
 }
 
-func (p *Patch) applyBsdiff(w *writer, puffed *view) error {
+// applyInner makes the puffed target, and huffs a large one in the background.
+func (p *Patch) applyInner(w io.Writer, puffed *view, zucchini ZucchiniFunc) (err error) {
+	if p.target.puffedSize >= behindFrom {
+		b := writeBehind(w)
+		defer func() {
+			if closed := b.Close(); err == nil {
+				err = closed
+			}
+		}()
+		w = b
+	}
+	if p.inner == Zucchini {
+		return p.applyZucchini(w, puffed, zucchini)
+	}
+	return p.applyBsdiff(w, puffed)
+}
+
+func (p *Patch) applyBsdiff(w io.Writer, puffed *view) error {
 	inner, err := bsdiff.Open(io.NewSectionReader(p.r, p.offset, p.size), p.size)
 	if err != nil {
 		return err
 	}
-	if n := inner.TargetSize(); n != w.puffedSize {
-		return refuse(ErrCorrupt, "target of the inner patch", fmt.Sprintf("%d bytes", w.puffedSize), n)
+	if n := inner.TargetSize(); n != p.target.puffedSize {
+		return refuse(ErrCorrupt, "target of the inner patch", fmt.Sprintf("%d bytes", p.target.puffedSize), n)
 	}
 	return inner.Apply(w, puffed, puffed.puffedSize)
 }
 
-func (p *Patch) applyZucchini(w *writer, puffed *view, zucchini ZucchiniFunc) error {
+func (p *Patch) applyZucchini(w io.Writer, puffed *view, zucchini ZucchiniFunc) error {
 	if zucchini == nil {
 		return refuse(ErrUnsupported, "inner patch", Bsdiff, p.inner)
 	}
 	patch := brotli.NewReader(io.NewSectionReader(p.r, p.offset, p.size))
-	return zucchini(w, w.puffedSize, patch, puffed, puffed.puffedSize)
+	return zucchini(w, p.target.puffedSize, patch, puffed, puffed.puffedSize)
 }

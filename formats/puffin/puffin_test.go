@@ -12,6 +12,7 @@ import (
 	"io"
 	"math"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -578,12 +579,13 @@ func TestApplyRefuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := p.Apply(io.Discard, broken{}, p.SourceSize(), nil); !errors.Is(err, errDevice) {
+	if err := p.Apply(io.Discard, broken{}, p.SourceSize(), ApplyOptions{}); !errors.Is(err, errDevice) {
 		t.Errorf("broken source: expected %v, found %v", errDevice, err)
 	}
-	if err := p.Apply(broken{}, bytes.NewReader(source.Data), p.SourceSize(), nil); !errors.Is(err, errDevice) {
+	if err := p.Apply(broken{}, bytes.NewReader(source.Data), p.SourceSize(), ApplyOptions{}); !errors.Is(err, errDevice) {
 		t.Errorf("broken target: expected %v, found %v", errDevice, err)
 	}
+	checkBehind(t, p)
 	if _, err := Open(broken{}, 100); !errors.Is(err, errDevice) {
 		t.Errorf("broken patch: expected %v, found %v", errDevice, err)
 	}
@@ -600,6 +602,35 @@ func TestApplyRefuses(t *testing.T) {
 	}
 	if err := Create(io.Discard, source, target, Options{Bsdiff: bsdiff.Options{Legacy: true}}); err == nil {
 		t.Error("legacy inner patch: expected an error, found none")
+	}
+}
+
+// A large target is written in the background. Its errors come out as well, and
+// the inner patch learns of them early.
+func checkBehind(t *testing.T, p *Patch) {
+	t.Helper()
+	large := *p
+	large.inner = Zucchini
+	large.target = makeLayout(nil, nil, 100<<20)
+	written := 0
+	endless := func(w io.Writer, size int64, _ io.Reader, _ io.ReaderAt, _ int64) error {
+		for buf := make([]byte, 100000); ; written += len(buf) {
+			if _, err := w.Write(buf); err != nil {
+				return err
+			}
+		}
+	}
+	err := large.Apply(broken{}, bytes.NewReader(make([]byte, p.SourceSize())), p.SourceSize(), ApplyOptions{Zucchini: endless})
+	if !errors.Is(err, errDevice) || written > 10<<20 {
+		t.Errorf("broken target, in the background: expected %v soon, found %v after %d bytes", errDevice, err, written)
+	}
+	late := func(w io.Writer, _ int64, _ io.Reader, _ io.ReaderAt, _ int64) error {
+		_, err := w.Write(make([]byte, 65536))
+		return err
+	}
+	err = large.Apply(broken{}, bytes.NewReader(make([]byte, p.SourceSize())), p.SourceSize(), ApplyOptions{Zucchini: late})
+	if !errors.Is(err, errDevice) {
+		t.Errorf("broken target, in the background: expected %v at the end, found %v", errDevice, err)
 	}
 }
 
@@ -665,6 +696,71 @@ func TestOldClients(t *testing.T) {
 	}
 }
 
+// Memory does not grow with source and target: the source is puffed again and
+// again, the target goes out as it comes.
+func TestMemory(t *testing.T) {
+	chunk := deflate(t, 6, prose(rand.New(rand.NewPCG(17, 17)), 300000))
+	blocks, _, err := FindRaw(chunk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var f File
+	for range 120 {
+		for _, e := range blocks {
+			f.Deflates = append(f.Deflates, BitExtent{e.Offset + uint64(len(f.Data))*8, e.Length})
+		}
+		f.Data = append(f.Data, chunk...)
+	}
+	p, err := puffFile(f, false, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	size := p.puffedSize
+	p.data = nil
+	patch := handmade(appendHeader(nil, Zucchini, p.layout, p.layout), "")
+	opened, err := Open(bytes.NewReader(patch), int64(len(patch)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	copyAll := func(target io.Writer, targetSize int64, _ io.Reader, source io.ReaderAt, sourceSize int64) error {
+		_, err := io.Copy(target, io.NewSectionReader(source, 0, sourceSize))
+		return err
+	}
+	w := &peak{start: heap(), want: f.Data}
+	if err := opened.Apply(w, bytes.NewReader(f.Data), int64(len(f.Data)), ApplyOptions{Zucchini: copyAll}); err != nil || len(w.want) > 0 {
+		t.Fatalf("%d bytes are missing, %v", len(w.want), err)
+	}
+	if grown := int64(w.most) - int64(w.start); size < 12<<20 || grown > CacheSize+3<<20 {
+		t.Errorf("expected %d bytes or less for %d, found %d", CacheSize+3<<20, size, grown)
+	}
+}
+
+func heap() uint64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
+// peak is a target that knows what it wants, and looks at the heap now and then.
+type peak struct {
+	start, most uint64
+	want        []byte
+	n, next     int64
+}
+
+func (p *peak) Write(b []byte) (int, error) {
+	if !bytes.HasPrefix(p.want, b) {
+		return 0, errDevice
+	}
+	p.want = p.want[len(b):]
+	if p.n += int64(len(b)); p.n >= p.next {
+		p.most = max(p.most, heap())
+		p.next += 2 << 20
+	}
+	return len(b), nil
+}
+
 // A flipped bit never panics. Puffin has no checksum of its own; but then what
 // is written has the promised size.
 func TestFlips(t *testing.T) {
@@ -679,7 +775,7 @@ func TestFlips(t *testing.T) {
 			continue
 		}
 		var n counter
-		if err := p.Apply(&n, bytes.NewReader(source.Data), int64(len(source.Data)), nil); err == nil && int64(n) != p.TargetSize() {
+		if err := p.Apply(&n, bytes.NewReader(source.Data), int64(len(source.Data)), ApplyOptions{}); err == nil && int64(n) != p.TargetSize() {
 			t.Fatalf("bit %d: expected %d bytes, found %d", bit, p.TargetSize(), n)
 		}
 	}
@@ -690,4 +786,58 @@ type counter int64
 func (c *counter) Write(b []byte) (int, error) {
 	*c += counter(len(b))
 	return len(b), nil
+}
+
+// What the inner patch makes has to fit the layout that the header declares, and
+// so has the source.
+func TestApplyChecks(t *testing.T) {
+	// A file of 5 raw bits, a block of 18 bits with one literal, 1 raw bit.
+	bits := []string{"10101", "1", "10", "10010001", "0000000", "1"}
+	data, e := spell(bits...), BitExtent{5, 18}
+	p, err := puffFile(File{data, []BitExtent{e}}, true, false)
+	if err != nil || string(p.data) != "\x15\x00\x00\xa0\x00a\xff\x81\x01" {
+		t.Fatalf("found % x, %v", p.data, err)
+	}
+	run := func(l *layout, made []byte, source string) error {
+		patch := handmade(appendHeader(nil, Zucchini, p.layout, l), "")
+		opened, err := Open(bytes.NewReader(patch), int64(len(patch)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return opened.Apply(io.Discard, strings.NewReader(source), int64(len(source)), ApplyOptions{Zucchini: func(w io.Writer, _ int64, _ io.Reader, source io.ReaderAt, size int64) error {
+			if _, err := io.ReadFull(io.NewSectionReader(source, 0, size), make([]byte, size)); err != nil {
+				return err
+			}
+			if _, err := w.Write(made); err != nil {
+				_, again := w.Write(made)
+				return errors.Join(err, again)
+			}
+			return nil
+		}})
+	}
+	same := string(data)
+	if err := run(p.layout, p.data, same); err != nil {
+		t.Errorf("the file itself: %v", err)
+	}
+	longer := makeLayout([]BitExtent{{5, 17}}, []int64{7}, int64(len(data)))
+	for name, c := range map[string]struct {
+		layout *layout
+		made   string
+		source string
+		err    error
+	}{
+		"too little":           {p.layout, string(p.data[:8]), same, ErrCorrupt},
+		"too much":             {p.layout, string(p.data) + "x", same, ErrCorrupt},
+		"bits of the deflate":  {p.layout, "\x35" + string(p.data[1:]), same, ErrCorrupt},
+		"bits after the file":  {p.layout, string(p.data[:8]) + "\x04", same, ErrCorrupt},
+		"no puff":              {p.layout, "\x15\x00\x00\xa0\x00a\xff\x82\x01", same, ErrPuff},
+		"deflate of 18 bits":   {longer, string(p.data), same, ErrPuff},
+		"source without puff":  {p.layout, string(p.data), string(spell("10101", "1", "11", "10010001", "0000000", "1")), ErrDeflate},
+		"source, shorter puff": {p.layout, string(p.data), string(spell("10101", "1", "10", "0000000", "00000000", "1")), ErrDeflate},
+		"source, longer puff":  {p.layout, string(p.data), string(spell("10101", "1", "10", "0000001", "00000", "000", "0")), ErrDeflate},
+	} {
+		if err := run(c.layout, []byte(c.made), c.source); !errors.Is(err, c.err) {
+			t.Errorf("%s: expected %v, found %v", name, c.err, err)
+		}
+	}
 }
