@@ -108,20 +108,14 @@ func readFacts(name string, r io.ReaderAt, size int64) (*facts, error) {
 
 // readLabels takes what it can get: the file may end anywhere.
 func (f *facts) readLabels(r io.ReaderAt, size int64) {
+	labels, _ := cowfile.Labels(r, size)
+	f.Labels = append(f.Labels, labels...)
 	if f.header.Major > 2 {
 		points, _ := cowfile.ReadResumePoints(r, f.header)
 		for _, p := range points {
 			f.Resume = append(f.Resume, resumeFacts(p))
-			f.Labels = append(f.Labels, p.Label)
 		}
-		return
 	}
-	_ = cowfile.WalkRaw(r, size, func(o cowfile.RawOp) bool {
-		if o.Type == cowfile.OpLabel {
-			f.Labels = append(f.Labels, o.Source)
-		}
-		return o.Type != 0
-	})
 }
 
 func (f *facts) openAtLabel(r io.ReaderAt, size int64) {

@@ -405,3 +405,27 @@ func (f *File) fillV2(r io.ReaderAt, total uint64) error {
 func errChanged(o RawOp) error {
 	return refuse(ErrCorrupt, fmt.Sprintf("op at byte %d", o.Offset), "the ops that were there a moment ago", "another one: the file is being written")
 }
+
+// Labels lists the labels of a file of any version, in its order. The file may end
+// anywhere, also within what it says of itself; whether it can be continued at a
+// label is told by Open.
+func Labels(r io.ReaderAt, size int64) (labels []uint64, err error) {
+	h, err := ReadHeader(r, size)
+	if err != nil {
+		return nil, err
+	}
+	if h.Major > 2 {
+		points, err := ReadResumePoints(r, h)
+		for _, p := range points {
+			labels = append(labels, p.Label)
+		}
+		return labels, err
+	}
+	_ = WalkRaw(r, size, func(o RawOp) bool {
+		if o.Type == OpLabel {
+			labels = append(labels, o.Source)
+		}
+		return o.Type != 0
+	})
+	return labels, nil
+}

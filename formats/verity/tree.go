@@ -65,8 +65,8 @@ func (t *Tree) Size(data int64) (n int64) {
 	return n
 }
 
-// Build reads size bytes of data, whole blocks, and writes the tree to out, from
-// its byte 0 on. It gives the root's hash. Besides the tree, which is kept in
+// Build reads size bytes of data, whole blocks, and writes the tree to out, a level
+// at a time. It gives the root's hash. Besides the tree, which is kept in
 // memory until then, it needs 1 MiB a processor.
 func (t *Tree) Build(data io.ReaderAt, size int64, out io.Writer) (root []byte, err error) {
 	if size <= 0 || size%t.blockSize != 0 {
@@ -87,8 +87,11 @@ func (t *Tree) Build(data io.ReaderAt, size int64, out io.Writer) (root []byte, 
 	if err := readFull(from, top, 0); err != nil {
 		return nil, err
 	}
-	if _, err := out.Write(tree); err != nil {
-		return nil, fmt.Errorf("write the hash tree: %w", err)
+	for at, i := int64(0), len(sizes)-1; i >= 0; i-- {
+		if _, err := out.Write(tree[at : at+sizes[i]]); err != nil {
+			return nil, fmt.Errorf("write the hash tree: %w", err)
+		}
+		at += sizes[i]
 	}
 	h := t.hash()
 	h.Write(t.salt)

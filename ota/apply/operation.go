@@ -224,7 +224,7 @@ func applyPuffdiff(out io.Writer, blob *io.SectionReader, source io.ReaderAt, si
 	if err != nil {
 		return err
 	}
-	return p.Apply(out, source, size, innerZucchini)
+	return p.Apply(out, source, size, puffin.ApplyOptions{Zucchini: innerZucchini})
 }
 
 // innerZucchini is what a puffin patch may have inside.
