@@ -135,6 +135,8 @@ type install struct {
 	w    *cow.Writer
 
 	labelled time.Time
+	last     uint64 // label
+	partly   bool   // an operation has begun to be written
 	total    int64
 	done     int64
 }
@@ -196,7 +198,7 @@ func (i *install) resume() (resumed bool, err error) {
 		i.next = len(i.ops)
 		return true, nil // package verity's part opens it by itself
 	}
-	i.next = int(label)
+	i.next, i.last = int(label), label
 	for _, op := range i.ops[:i.next] {
 		i.done += bytesIn(op)
 	}
@@ -220,7 +222,7 @@ func lastLabel(d cow.Device) (label uint64, found bool) {
 }
 
 func (i *install) label(n uint64) error {
-	i.labelled = time.Now()
+	i.labelled, i.last = time.Now(), n
 	return i.w.Label(n)
 }
 
@@ -250,7 +252,7 @@ func (i *install) operations(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel(nil)
-	wg.Go(func() { i.feed(ctx, cancel, order, work) })
+	wg.Go(func() { i.feed(ctx, order, work) })
 	for range i.o.Workers {
 		wg.Go(func() {
 			for d := range work {
@@ -260,9 +262,7 @@ func (i *install) operations(ctx context.Context) error {
 	}
 	for d := range order {
 		if err := i.write(ctx, d); err != nil {
-			err = fmt.Errorf("operation %d (%v): %w", d.number, d.op.GetType(), err)
-			cancel(err)
-			return err
+			return errors.Join(fmt.Errorf("operation %d (%v): %w", d.number, i.ops[d.number].GetType(), err), i.keep(d.number))
 		}
 	}
 	if err := context.Cause(ctx); err != nil {
@@ -275,6 +275,15 @@ func (i *install) operations(ctx context.Context) error {
 	return err
 }
 
+// keep labels what comes before an operation that has failed, if the COW is good.
+// It was not the writer that failed if nothing of the operation has been written.
+func (i *install) keep(number int) error {
+	if i.partly || uint64(number) == i.last {
+		return nil
+	}
+	return i.label(uint64(number))
+}
+
 // decoding is an operation on its way.
 type decoding struct {
 	number   int
@@ -284,16 +293,22 @@ type decoding struct {
 	err      error        // valid then
 }
 
-func (i *install) feed(ctx context.Context, cancel context.CancelCauseFunc, order, work chan<- *decoding) {
+// feed begins with operations as the workers take them. Blobs that cannot be had are
+// a failure of their operation, behind those that came before.
+func (i *install) feed(ctx context.Context, order, work chan<- *decoding) {
 	defer close(work)
 	defer close(order)
 	for n := i.next; n < len(i.ops); n++ {
 		op, done, err := NewOperation(i.ops[n], cowfile.BlockSize, i.o.Blobs, i.o.Old)
+		d := &decoding{number: n, op: op, done: done, requests: make(chan request, 2), err: err}
 		if err != nil {
-			cancel(fmt.Errorf("operation %d (%v): %w", n, i.ops[n].GetType(), err))
+			close(d.requests)
+			select {
+			case order <- d:
+			case <-ctx.Done():
+			}
 			return
 		}
-		d := &decoding{number: n, op: op, done: done, requests: make(chan request, 2)}
 		for _, c := range []chan<- *decoding{order, work} {
 			select {
 			case c <- d:
@@ -319,6 +334,7 @@ func (i *install) write(ctx context.Context, d *decoding) error {
 		if !more {
 			break
 		}
+		i.partly = true
 		if err := i.request(r); err != nil {
 			return err
 		}
@@ -326,6 +342,7 @@ func (i *install) write(ctx context.Context, d *decoding) error {
 	if d.err != nil {
 		return d.err
 	}
+	i.partly = false
 	i.done += bytesIn(d.op.InstallOperation)
 	if i.o.OnProgress != nil {
 		i.o.OnProgress(i.done, i.total)

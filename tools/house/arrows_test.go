@@ -19,9 +19,11 @@ var arrows = map[string][]string{
 }
 
 // helpers lists the arrows within formats. compress is no format but a choice
-// of encoders, of which one is ours; a puffin patch has a bsdiff patch inside.
+// of encoders, of which one is ours; a puffin patch has a bsdiff patch inside;
+// what an lz4diff patch gives is compressed again.
 var helpers = map[string][]string{
 	"formats/compress": {"formats/lz4"},
+	"formats/lz4diff":  {"formats/lz4"},
 	"formats/puffin":   {"formats/bsdiff"},
 }
 

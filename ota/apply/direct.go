@@ -1,0 +1,145 @@
+package apply
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"sync"
+	"sync/atomic"
+
+	"cowbird/cow"
+	"cowbird/formats/payload"
+	"cowbird/formats/payload/pb"
+)
+
+// DirectOptions say what Direct is to write.
+type DirectOptions struct {
+	// Metadata, Partition, Blobs and Old are as in CowOptions.
+	Metadata  *payload.Metadata
+	Partition *pb.PartitionUpdate
+	Blobs     Blobs
+	Old       io.ReaderAt
+	// New is the partition to write, which nobody uses.
+	New cow.Device
+	// Workers is how many operations run at once; 0: one for each processor.
+	Workers int
+	// OnProgress is as in CowOptions, but called by several goroutines.
+	OnProgress func(done, total int64)
+}
+
+// Direct writes a partition where it belongs: one that is no snapshot, in the other
+// slot. It is durable and verified when Direct returns nil. What fails or is killed
+// can be done again from the beginning, since the old partition stays.
+func Direct(ctx context.Context, o DirectOptions) error {
+	if o.Workers <= 0 {
+		o.Workers = runtime.GOMAXPROCS(0)
+	}
+	info := o.Partition.GetNewPartitionInfo()
+	if n := o.New.Size(); n < int64(info.GetSize()) {
+		return fmt.Errorf("%w: expected a partition of at least %d bytes, found %d", ErrOutput, info.GetSize(), n)
+	}
+	d := &direct{o: o, blockSize: int64(o.Metadata.Manifest.GetBlockSize()), sink: deviceSink{o.New}}
+	if err := d.operations(ctx); err != nil {
+		return err
+	}
+	if err := errors.Join(WriteVerity(o.Partition, d.blockSize, o.New), o.New.Sync()); err != nil {
+		return err
+	}
+	got, err := sum(&cancellable{ctx, io.NewSectionReader(o.New, 0, int64(info.GetSize()))})
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(got, info.GetHash()) {
+		return fmt.Errorf("%w: expected SHA-256 %x, found %x", ErrTarget, info.GetHash(), got)
+	}
+	return nil
+}
+
+type direct struct {
+	o         DirectOptions
+	blockSize int64
+	sink      Sink
+	done      atomic.Int64
+}
+
+type directTask struct {
+	number int
+	op     *Operation
+	done   func()
+}
+
+func (d *direct) operations(parent context.Context) error {
+	ctx, cancel := context.WithCancelCause(parent)
+	defer cancel(nil)
+	tasks := make(chan directTask)
+	var wg sync.WaitGroup
+	for range d.o.Workers {
+		wg.Go(func() {
+			for t := range tasks {
+				if err := d.task(ctx, t); err != nil {
+					cancel(fmt.Errorf("operation %d (%v): %w", t.number, t.op.GetType(), err))
+				}
+			}
+		})
+	}
+	if err := d.feed(ctx, tasks); err != nil {
+		cancel(err)
+	}
+	close(tasks)
+	wg.Wait()
+	return context.Cause(ctx)
+}
+
+func (d *direct) feed(ctx context.Context, tasks chan<- directTask) error {
+	for i, op := range d.o.Partition.GetOperations() {
+		do, done, err := NewOperation(op, d.blockSize, d.o.Blobs, d.o.Old)
+		if err != nil {
+			return fmt.Errorf("operation %d (%v): %w", i, op.GetType(), err)
+		}
+		select {
+		case tasks <- directTask{i, do, done}:
+		case <-ctx.Done():
+			done()
+			return nil
+		}
+	}
+	return nil
+}
+
+func (d *direct) task(ctx context.Context, t directTask) error {
+	defer t.done()
+	if ctx.Err() != nil {
+		return nil
+	}
+	if err := t.op.Run(d.sink); err != nil {
+		return err
+	}
+	if done := d.done.Add(int64(payload.Blocks(t.op.GetDstExtents())) * d.blockSize); d.o.OnProgress != nil {
+		d.o.OnProgress(done, int64(d.o.Partition.GetNewPartitionInfo().GetSize()))
+	}
+	return nil
+}
+
+// deviceSink writes to a device that holds something else.
+type deviceSink struct{ cow.Device }
+
+func (s deviceSink) Zero(off, n int64) error {
+	if z, ok := s.Device.(cow.Zeroing); ok {
+		if err := z.Zero(off, n); !errors.Is(err, errors.ErrUnsupported) {
+			return err
+		}
+	}
+	for n > 0 {
+		k := min(n, int64(len(manyZeros)))
+		if _, err := s.WriteAt(manyZeros[:k], off); err != nil {
+			return err
+		}
+		off, n = off+k, n-k
+	}
+	return nil
+}
+
+var manyZeros [64 << 10]byte

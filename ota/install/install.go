@@ -1,0 +1,296 @@
+package install
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"time"
+
+	"cowbird/cow"
+	"cowbird/formats/payload"
+	"cowbird/formats/payload/pb"
+	"cowbird/ota/apply"
+)
+
+// Source is where a payload comes from. One that is an io.ReaderAt as well is read
+// where its data are, instead of being streamed.
+type Source interface {
+	// Size is the payload's length in bytes; 0 if it is not known.
+	Size() int64
+	// From gives the payload from byte off on, until it is closed. A source that
+	// comes once, such as standard input, is asked once, and for offsets that
+	// rise.
+	From(ctx context.Context, off int64) (io.ReadCloser, error)
+}
+
+// Options say what Run is to do.
+type Options struct {
+	Config *Config
+	Source Source
+	// Check may refuse the payload by its metadata, such as package verify
+	// does. Nothing has been written then. nil takes all.
+	Check func(*payload.Metadata) error
+	// Restart forgets another payload that was being installed.
+	Restart bool
+	// Workers, LabelEvery and Stream are as in package apply.
+	Workers    int
+	LabelEvery time.Duration
+	Stream     apply.StreamOptions
+	// OnPartition, if not nil, is told of each partition that begins, with how
+	// far it is: "resumed", "complete" or "".
+	OnPartition func(name, how string)
+	// OnProgress, if not nil, is called with bytes of all new partitions.
+	OnProgress func(done, total int64)
+}
+
+// Run installs a payload, or goes on with it.
+func Run(ctx context.Context, o Options) error {
+	r := &run{o: o}
+	head, err := o.Source.From(ctx, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { r.close() }()
+	r.stream = head
+	if r.m, err = payload.Read(head, o.Source.Size(), payload.Limits{}); err != nil {
+		return err
+	}
+	r.pos = r.m.BlobOffset()
+	if err := r.check(); err != nil {
+		return err
+	}
+	if err := r.openState(); err != nil {
+		return err
+	}
+	for _, p := range r.m.Manifest.GetPartitions() {
+		r.total += int64(p.GetNewPartitionInfo().GetSize())
+	}
+	for _, p := range r.m.Manifest.GetPartitions() {
+		if err := r.partition(ctx, p); err != nil {
+			return fmt.Errorf("partition %s: %w", p.GetPartitionName(), err)
+		}
+	}
+	r.state.Done = true
+	return r.state.write(o.Config.State)
+}
+
+type run struct {
+	o     Options
+	m     *payload.Metadata
+	state *state
+
+	stream io.ReadCloser
+	pos    int64 // in the payload, where stream is
+	blobs  apply.Blobs
+
+	done, total int64
+}
+
+func (r *run) check() error {
+	if err := r.m.Check(); err != nil {
+		return err
+	}
+	if r.o.Check != nil {
+		if err := r.o.Check(r.m); err != nil {
+			return err
+		}
+	}
+	return r.o.Config.check(r.m)
+}
+
+// openState finds out whether this payload was begun, and begins it otherwise.
+func (r *run) openState() (err error) {
+	if r.state, err = readState(r.o.Config.State); err != nil {
+		return err
+	}
+	id := fmt.Sprintf("%x", sha256.Sum256(r.m.Signed))
+	switch {
+	case r.state.Payload == id:
+		return nil
+	case r.state.Payload != "" && !r.state.Done && !r.o.Restart:
+		return fmt.Errorf("%w: expected the one whose metadata have SHA-256 %s, found %s", ErrOther, r.state.Payload, id)
+	}
+	// The COWs of another payload must not be taken for those of this one.
+	for name, p := range r.o.Config.Partitions {
+		if err := blank(p.Cow); err != nil {
+			return fmt.Errorf("partition %s: %w", name, err)
+		}
+	}
+	r.state = &state{Payload: id}
+	return r.state.write(r.o.Config.State)
+}
+
+// blank makes a COW unreadable, if there is one.
+func blank(path string) error {
+	if path == "" {
+		return nil
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(make([]byte, 4096), 0)
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
+func (r *run) close() {
+	if r.stream != nil {
+		_ = r.stream.Close()
+	}
+}
+
+// data gives the payload's data. A stream is asked again where there is much that
+// nobody wants, as after a resumption.
+func (r *run) data(ctx context.Context) apply.Blobs {
+	if whole, ok := r.o.Source.(io.ReaderAt); ok {
+		return apply.BlobsAt(r.m, whole)
+	}
+	return &asker{r, ctx}
+}
+
+// farAhead is how many bytes are rather asked for anew than read and dropped.
+const farAhead = 1 << 20
+
+type asker struct {
+	r   *run
+	ctx context.Context
+}
+
+// Blob implements apply.Blobs.
+func (a *asker) Blob(off, n int64) (*io.SectionReader, func(), error) {
+	r := a.r
+	if at := r.m.BlobOffset() + off; r.blobs == nil || at > r.pos+farAhead || at < r.pos {
+		if err := r.seek(a.ctx, at); err != nil {
+			return nil, nil, err
+		}
+		r.blobs = apply.StreamFrom(r.stream, off, r.o.Stream)
+	}
+	r.pos = r.m.BlobOffset() + off + n
+	return r.blobs.Blob(off, n)
+}
+
+// seek has the stream go on at byte at of the payload.
+func (r *run) seek(ctx context.Context, at int64) error {
+	if at == r.pos {
+		return nil
+	}
+	r.close()
+	s, err := r.o.Source.From(ctx, at)
+	r.stream = s
+	return err
+}
+
+func (r *run) partition(ctx context.Context, p *pb.PartitionUpdate) error {
+	name, size := p.GetPartitionName(), int64(p.GetNewPartitionInfo().GetSize())
+	if slices.Contains(r.state.Complete, name) {
+		r.tell(name, "complete")
+		r.progress(size)
+		return nil
+	}
+	var err error
+	if place := r.o.Config.Partitions[name]; place.Cow != "" {
+		err = r.intoCow(ctx, p, place)
+	} else {
+		err = r.direct(ctx, p, place)
+	}
+	if err != nil {
+		return err
+	}
+	r.done += size
+	r.state.Complete = append(r.state.Complete, name)
+	return r.state.write(r.o.Config.State)
+}
+
+func (r *run) tell(name, how string) {
+	if r.o.OnPartition != nil {
+		r.o.OnPartition(name, how)
+	}
+}
+
+func (r *run) progress(n int64) {
+	r.done += n
+	r.report(0)
+}
+
+func (r *run) report(done int64) {
+	if r.o.OnProgress != nil {
+		r.o.OnProgress(r.done+done, r.total)
+	}
+}
+
+func (r *run) intoCow(ctx context.Context, p *pb.PartitionUpdate, place Partition) error {
+	old, closeOld, err := openOld(p, place)
+	if err != nil {
+		return err
+	}
+	defer closeOld()
+	f, err := os.OpenFile(place.Cow, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	d, err := cow.NewFileDevice(f)
+	if err != nil {
+		return errors.Join(err, f.Close())
+	}
+	defer d.Close()
+	r.tell(p.GetPartitionName(), "")
+	return apply.Cow(ctx, apply.CowOptions{Metadata: r.m, Partition: p, Blobs: r.data(ctx), Old: old, Cow: d, Resume: true,
+		Form: r.o.Config.form(), Workers: r.o.Workers, LabelEvery: r.o.LabelEvery, OnProgress: func(done, _ int64) { r.report(done) }})
+}
+
+func (r *run) direct(ctx context.Context, p *pb.PartitionUpdate, place Partition) error {
+	old, closeOld, err := openOld(p, place)
+	if err != nil {
+		return err
+	}
+	defer closeOld()
+	d, err := openNew(place.New, int64(p.GetNewPartitionInfo().GetSize()))
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	r.tell(p.GetPartitionName(), "")
+	return apply.Direct(ctx, apply.DirectOptions{Metadata: r.m, Partition: p, Blobs: r.data(ctx), Old: old, New: d, Workers: r.o.Workers,
+		OnProgress: func(done, _ int64) { r.report(done) }})
+}
+
+// openOld gives nil for a partition that has no old one.
+func openOld(p *pb.PartitionUpdate, place Partition) (cow.Device, func(), error) {
+	if p.OldPartitionInfo == nil && place.Old == "" {
+		return nil, func() {}, nil
+	}
+	d, err := cow.OpenDevice(place.Old, false)
+	if err != nil {
+		return nil, nil, err
+	}
+	if n := int64(p.GetOldPartitionInfo().GetSize()); d.Size() < n {
+		return nil, nil, errors.Join(fmt.Errorf("%w: %s: expected at least %d bytes, found %d", apply.ErrSource, place.Old, n, d.Size()), d.Close())
+	}
+	return d, func() { _ = d.Close() }, nil
+}
+
+// openNew opens a partition that is written directly; a file is made as long as it
+// has to be.
+func openNew(path string, size int64) (*cow.FileDevice, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	d, err := cow.NewFileDevice(f)
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	if d.IsRegular() && d.Size() < size {
+		if err := d.Grow(size); err != nil {
+			return nil, errors.Join(err, d.Close())
+		}
+	}
+	return d, nil
+}
