@@ -3,8 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"path"
 
 	"github.com/spf13/cobra"
@@ -12,6 +10,7 @@ import (
 	"cowbird/cmd/internal/cli"
 	"cowbird/formats/payload"
 	"cowbird/formats/payload/pb"
+	"cowbird/ota/install"
 )
 
 // payloads are the flags that all payload commands have.
@@ -31,10 +30,11 @@ or an OTA zip with one inside, which is not unpacked.
 
 Partitions are named by patterns, as a shell's: --partition 'system*'.`,
 		Example: `  cowtool payload info ota.zip
+  cowtool payload verify --key otacerts.zip ota.zip
   cowtool payload extract -o new --partition boot,'vendor*' full.zip
   cowtool payload apply --old old -o new delta.zip`,
 	}
-	cmd.AddCommand(payloadInfoCommand(c), payloadListCommand(c), payloadStatsCommand(c), payloadApplyCommand(c), payloadExtractCommand(c))
+	cmd.AddCommand(payloadInfoCommand(c), payloadListCommand(c), payloadStatsCommand(c), payloadApplyCommand(c), payloadExtractCommand(c), payloadVerifyCommand(c))
 	return cmd
 }
 
@@ -81,61 +81,33 @@ func (p *payloads) partitions(m *payload.Metadata) (wanted []*pb.PartitionUpdate
 	return wanted
 }
 
-// openPayload is a payload in a file, or in an OTA zip.
+// openPayload is a payload in a file, or in an OTA zip, whose metadata are checked.
 type openPayload struct {
 	*payload.Metadata
-	file       *os.File
-	whole      *io.SectionReader
-	properties *payload.Properties // nil: not known
+	*install.File
 }
 
-func (o *openPayload) close() { _ = o.file.Close() }
+func (o *openPayload) close() { _ = o.File.Close() }
 
 // open reads the metadata and checks it, which is what every command needs.
 func (p *payloads) open(name string) (*openPayload, error) {
-	f, err := os.Open(name)
+	folder := ""
+	if p.secondary {
+		folder = "secondary/"
+	}
+	f, err := install.OpenFile(name, folder)
 	if err != nil {
 		return nil, err
 	}
-	o := &openPayload{file: f}
-	if err := o.read(p); err != nil {
-		o.close()
-		return nil, fmt.Errorf("%s: %w", name, err)
+	m, err := payload.Read(f, f.Size(), payload.Limits{})
+	if err == nil {
+		err = m.Check()
 	}
-	return o, nil
-}
-
-func (o *openPayload) read(p *payloads) error {
-	size, err := o.file.Seek(0, io.SeekEnd)
+	if err == nil {
+		err = p.check(m)
+	}
 	if err != nil {
-		return fmt.Errorf("expected a file that can be read at any place, found none: %w", err)
+		return nil, errors.Join(fmt.Errorf("%s: %w", name, err), f.Close())
 	}
-	if err := o.locate(size, p.secondary); err != nil {
-		return err
-	}
-	if o.Metadata, err = payload.Read(o.whole, o.whole.Size(), payload.Limits{}); err != nil {
-		return err
-	}
-	return errors.Join(o.Check(), p.check(o.Metadata))
-}
-
-func (o *openPayload) locate(size int64, secondary bool) error {
-	var first [4]byte
-	if _, err := o.file.ReadAt(first[:], 0); err != nil && err != io.EOF {
-		return err
-	}
-	if !payload.IsZip(first[:]) {
-		o.whole = io.NewSectionReader(o.file, 0, size)
-		return nil
-	}
-	prefix := ""
-	if secondary {
-		prefix = "secondary/"
-	}
-	in, err := payload.InZip(o.file, size, prefix)
-	if err != nil {
-		return err
-	}
-	o.whole, o.properties = io.NewSectionReader(o.file, in.Payload.Offset, in.Payload.Size), in.Properties
-	return nil
+	return &openPayload{m, f}, nil
 }

@@ -85,7 +85,7 @@ func (a *payloadApply) run(ctx context.Context, out cli.Output, name string) err
 		return cli.Usagef("the output %s is the folder of the old partitions: give another -o", a.out)
 	}
 	meter := out.Meter("applying")
-	err = apply.Images(ctx, apply.ImageOptions{Metadata: o.Metadata, Blobs: apply.BlobsAt(o.Metadata, o.whole), Old: a.old, Out: a.out, Partition: a.selects,
+	err = apply.Images(ctx, apply.ImageOptions{Metadata: o.Metadata, Blobs: apply.BlobsAt(o.Metadata, o.File), Old: a.old, Out: a.out, Partition: a.selects,
 		Workers: a.workers, Memory: int64(a.memory), OnProgress: meter.Update})
 	meter.End()
 	if err != nil {

@@ -91,7 +91,7 @@ func (p *payloads) info(out cli.Output, name string) error {
 
 func (o *openPayload) facts(name string) *payloadFacts {
 	m, d := o.Manifest, o.Manifest.GetDynamicPartitionMetadata()
-	f := &payloadFacts{Event: "result", File: name, Size: o.whole.Size(), MetadataSize: o.Metadata.Size(), Minor: m.GetMinorVersion(),
+	f := &payloadFacts{Event: "result", File: name, Size: o.File.Size(), MetadataSize: o.Metadata.Size(), Minor: m.GetMinorVersion(),
 		Delta: o.IsDelta(), Partial: m.GetPartialUpdate(), BlockSize: m.GetBlockSize(), Timestamp: m.GetMaxTimestamp(),
 		SecurityPatch: m.GetSecurityPatchLevel()}
 	for _, s := range o.Signatures {

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -175,5 +176,49 @@ func TestPayloadFacts(t *testing.T) {
 	}
 	if text := b.run("payload diff-stats --json --partition system @payload.bin"); strings.Count(text, "\n") != 4 {
 		t.Errorf("expected 4 types, found\n%s", text)
+	}
+}
+
+func TestPayloadVerify(t *testing.T) {
+	b, _ := newPayloadBox(t)
+	keys := filepath.Join(fixture.Dir(t), "payload", "keys")
+	good, other := filepath.Join(keys, "rsa4096.pub.pem"), filepath.Join(keys, "rsa2048.pub.pem")
+	if out := b.run("payload verify --key " + good + " @ota.zip"); !strings.Contains(out, "signed by one of 1 keys") {
+		t.Errorf("expected it to be good, found %s", out)
+	}
+	b.run("payload verify --json --unsigned @payload.bin")
+	whole := b.read("payload.bin")
+	sum, size := sha256.Sum256(whole), len(whole)
+	b.write("properties", fmt.Appendf(nil, "FILE_HASH=%s\nFILE_SIZE=%d\n", base64.StdEncoding.EncodeToString(sum[:]), size))
+	b.run("payload verify --properties @properties --key " + good + " --key " + other + " @payload.bin")
+	b.write("wrong", []byte("FILE_SIZE=5\n"))
+	damaged := bytes.Clone(whole)
+	damaged[len(damaged)/2] ^= 1
+	b.write("damaged", damaged)
+	damaged = bytes.Clone(whole)
+	damaged[2000] ^= 1
+	b.write("forged", damaged)
+	for line, c := range map[string]struct {
+		code int
+		text string
+	}{
+		"payload verify @payload.bin":                                       {2, "expected --key"},
+		"payload verify --key @none @payload.bin":                           {1, "no such file"},
+		"payload verify --key @properties @payload.bin":                     {1, "public key"},
+		"payload verify --key " + other + " @payload.bin":                   {1, "kDownloadMetadataSignatureMismatch (26)"},
+		"payload verify --key " + good + " @forged":                         {1, "kDownload"},
+		"payload verify --key " + good + " @damaged":                        {1, "kDownloadPayloadPubKeyVerificationError (18)"},
+		"payload verify --unsigned @damaged":                                {1, "damaged payload data"},
+		"payload verify --unsigned --properties @wrong @payload.bin":        {1, "kPayloadSizeMismatchError (11)"},
+		"payload verify --unsigned --properties @damaged @payload.bin":      {1, "properties"},
+		"payload verify --unsigned --security-patch-level 2030 @ota.zip":    {1, "kPayloadTimestampError (51)"},
+		"payload verify --unsigned @old/boot":                               {1, "kDownloadInvalidMetadataMagicString (21)"},
+		"payload verify --unsigned --partition nothing @payload.bin":        {1, "found none"},
+		"payload verify --unsigned --secondary @ota.zip --key " + good + "": {1, "secondary/payload.bin"},
+	} {
+		code, _, errs := b.try(line)
+		if code != c.code || !strings.Contains(errs, c.text) {
+			t.Errorf("%s: expected %d, %q; found %d, %s", line, c.code, c.text, code, errs)
+		}
 	}
 }

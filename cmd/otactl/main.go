@@ -1,4 +1,5 @@
-// Command otactl maps, merges and unmaps snapshots through snapuserd.
+// Command otactl installs payloads, and maps, merges and unmaps snapshots through
+// snapuserd.
 package main
 
 import (

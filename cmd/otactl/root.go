@@ -24,8 +24,9 @@ func newRoot() *cobra.Command {
 	r := &remote{}
 	root := &cobra.Command{
 		Use:   "otactl",
-		Short: "Map, merge and unmap snapshots",
-		Long: `otactl maps, merges and unmaps snapshots through the daemon snapuserd.
+		Short: "Install payloads; map, merge and unmap snapshots",
+		Long: `otactl installs payloads, and maps, merges and unmaps snapshots through the daemon
+snapuserd.
 
 A snapshot is a base (the partition as it is) and a COW (the difference to the
 target), served together as one read-only block device with the contents of the
@@ -33,14 +34,15 @@ target. A merge writes the target into the base while the device goes on being
 used; it survives power cuts and is taken up where it was.
 
 ` + cli.ExitCodes,
-		Example: `  otactl map system --base /dev/sda3 --cow update.cow   # prints /dev/loop7
+		Example: `  otactl install --config ota.json ota.zip              # makes update.cow
+  otactl map system --base /dev/sda3 --cow update.cow   # prints /dev/loop7
   mount -o ro /dev/loop7 /mnt                           # look, test, boot
   otactl merge system --wait                            # make it permanent
   umount /mnt && otactl unmap system`,
 	}
 	root.PersistentFlags().StringVar(&r.socket, "socket", defaultSocket(runtime.GOOS), "path of snapuserd's control socket")
 	root.PersistentFlags().DurationVar(&r.timeout, "timeout", 5*time.Second, "how long to wait for the daemon to come up")
-	root.AddCommand(r.mapCommand(), r.statusCommand(), r.mergeCommand(), r.pauseCommand(true), r.pauseCommand(false), r.unmapCommand())
+	root.AddCommand(r.mapCommand(), r.statusCommand(), r.mergeCommand(), r.pauseCommand(true), r.pauseCommand(false), r.unmapCommand(), installCommand())
 	return root
 }
 
@@ -66,6 +68,9 @@ func (r *remote) with(ctx context.Context, f func(*control.Client) error) error 
 
 // advice says what to do about an error of which that is known.
 func advice(err error) string {
+	if a := installAdvice(err); a != "" {
+		return a
+	}
 	text := err.Error()
 	switch {
 	case errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM):

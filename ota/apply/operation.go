@@ -68,7 +68,7 @@ func Need(op *pb.InstallOperation, blockSize int64) int64 {
 // Run does the operation: it checks the hashes of what it reads, and writes the
 // blocks. After an error some of them may have been written.
 func (o *Operation) Run(w Sink) error {
-	if err := o.checkBlob(); err != nil {
+	if err := o.CheckBlob(); err != nil {
 		return err
 	}
 	if err := o.checkSource(); err != nil {
@@ -81,7 +81,8 @@ func (o *Operation) Run(w Sink) error {
 	return out.finish(o.BlockSize)
 }
 
-func (o *Operation) checkBlob() error {
+// CheckBlob compares the hash of the data, if there is one.
+func (o *Operation) CheckBlob() error {
 	want := o.GetDataSha256Hash()
 	if o.Blob == nil || len(want) == 0 {
 		return nil

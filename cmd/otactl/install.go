@@ -1,0 +1,144 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"cowbird/cmd/internal/cli"
+	"cowbird/formats/payload"
+	"cowbird/ota/install"
+	"cowbird/ota/verify"
+)
+
+type installation struct {
+	config               string
+	unsigned             bool
+	downgrade, patchDown bool
+	restart              bool
+	secondary            bool
+	json, quiet          bool
+	workers              int
+}
+
+func installCommand() *cobra.Command {
+	i := &installation{}
+	cmd := &cobra.Command{
+		Use:   "install --config FILE PAYLOAD",
+		Short: "Install an A/B payload into COWs and partitions",
+		Long: `Installs a payload: a payload.bin, an OTA zip, or - for a payload on standard input.
+Partitions that are snapshots go into COWs, which otactl map serves and otactl merge
+merges; others are written directly. Old partitions are only read.
+
+It may be interrupted at any moment; the same command then goes on where it was. While
+it is not complete, another payload is refused unless --restart is given.
+
+The configuration is JSON; paths in it are relative to its folder:
+
+  {
+    "state": "state.json",
+    "keys": "otacerts.zip",
+    "device": {"timestamp": 1767225600, "security_patch_level": "2026-01-01"},
+    "partitions": {
+      "system": {"old": "/dev/disk/by-partlabel/system_a", "cow": "system.cow"},
+      "boot":   {"old": "/dev/disk/by-partlabel/boot_a", "new": "/dev/disk/by-partlabel/boot_b"}
+    }
+  }
+
+"cow_version", "compression" (as "zstd,9") and "max_unit" override what the payload
+says of COWs. A payload without a signature by one of the keys is refused, and so is
+one that is older than the device, unless a flag says otherwise.`,
+		Example: `  otactl install --config /etc/ota.json ota.zip
+  curl -s https://example.org/payload.bin | otactl install --config /etc/ota.json -`,
+		Args: cli.Args("PAYLOAD"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			out := cli.Output{JSON: i.json, Quiet: i.quiet, Stdout: cmd.OutOrStdout(), Stderr: cmd.ErrOrStderr()}
+			return i.run(cmd, out, args[0])
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&i.config, "config", "", "where partitions go, a `FILE`")
+	f.BoolVar(&i.unsigned, "unsigned", false, "trust the payload for where it comes from")
+	f.BoolVar(&i.downgrade, "downgrade", false, "take a payload that is older than the device")
+	f.BoolVar(&i.patchDown, "security-downgrade", false, "take a payload with an older security patch level")
+	f.BoolVar(&i.restart, "restart", false, "forget another payload that was being installed")
+	f.BoolVar(&i.secondary, "secondary", false, "the zip's other payload, secondary/payload.bin")
+	f.BoolVar(&i.json, "json", false, "print a JSON object a line, for programs")
+	f.BoolVarP(&i.quiet, "quiet", "q", false, "no progress bar")
+	f.IntVar(&i.workers, "workers", 0, "how many to work at a time; 0 is one a processor")
+	_ = cmd.MarkFlagRequired("config")
+	_ = cmd.MarkFlagFilename("config")
+	return cmd
+}
+
+func (i *installation) run(cmd *cobra.Command, out cli.Output, name string) error {
+	if i.workers < 0 {
+		return cli.Usagef("--workers: expected 0 or more, found %d", i.workers)
+	}
+	config, err := install.ReadConfig(i.config)
+	if err != nil {
+		return err
+	}
+	policy, err := config.Policy()
+	if err != nil {
+		return err
+	}
+	policy.Unsigned, policy.Downgrade, policy.SPLDowngrade = i.unsigned, i.downgrade, i.patchDown
+	source, done, err := i.open(cmd, name, policy)
+	if err != nil {
+		return err
+	}
+	defer done()
+	return i.install(cmd.Context(), out, install.Options{Config: config, Source: source, Check: policy.Metadata, Restart: i.restart, Workers: i.workers}, name)
+}
+
+// open also takes over what the zip says of the payload in it.
+func (i *installation) open(cmd *cobra.Command, name string, policy *verify.Policy) (install.Source, func(), error) {
+	if name == "-" {
+		return &install.Once{R: cmd.InOrStdin()}, func() {}, nil
+	}
+	folder := ""
+	if i.secondary {
+		folder = "secondary/"
+	}
+	f, err := install.OpenFile(name, folder)
+	if err != nil {
+		return nil, nil, err
+	}
+	policy.Properties = f.Properties
+	return f, func() { _ = f.Close() }, nil
+}
+
+func (i *installation) install(ctx context.Context, out cli.Output, o install.Options, name string) error {
+	meter := out.Meter("installing")
+	o.OnProgress = meter.Update
+	o.OnPartition = func(partition, _ string) { meter.Describe("installing " + partition) }
+	err := install.Run(ctx, o)
+	meter.End()
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, verify.Read(err))
+	}
+	if out.JSON {
+		return out.Emit(struct {
+			Event string `json:"event"`
+			Done  bool   `json:"done"`
+		}{"result", true})
+	}
+	_, err = fmt.Fprintf(out.Stdout, "%s: installed and verified\n", name)
+	return err
+}
+
+// installAdvice says what to do about an error of an installation.
+func installAdvice(err error) string {
+	switch {
+	case errors.Is(err, install.ErrOther):
+		return "finish that one first, or give --restart to forget it"
+	case errors.Is(err, payload.ErrMagic):
+		return "give a payload.bin or an OTA zip"
+	case errors.Is(err, payload.ErrTruncated):
+		return "get it again; what is installed already stays"
+	}
+	return ""
+}
