@@ -42,7 +42,7 @@ type CowOptions struct {
 	// also the base that the COW will be served and merged with.
 	Old cow.Device
 	// Cow is where the COW goes.
-	Cow *cow.FileDevice
+	Cow CowDevice
 	// Resume goes on at the last label, if there is one.
 	Resume bool
 	// Form overrides what the manifest says of the COW.
@@ -56,6 +56,13 @@ type CowOptions struct {
 	// OnProgress, if not nil, is called with bytes of the new partition, by one
 	// goroutine at a time.
 	OnProgress func(done, total int64)
+}
+
+// CowDevice is a file or device for a COW, such as a cow.FileDevice.
+type CowDevice interface {
+	cow.Device
+	// Output is the device as what a COW is written to.
+	Output() cowfile.Device
 }
 
 // CowForm is the form of a COW.
@@ -194,11 +201,7 @@ func (i *install) resume() (resumed bool, err error) {
 		return false, fmt.Errorf("%w: expected a label of one of %d operations in the COW, found %d: is it of another payload? start again without it",
 			cowfile.ErrRequest, len(i.ops), label)
 	}
-	if label == EndOfInstall {
-		i.next = len(i.ops)
-		return true, nil // package verity's part opens it by itself
-	}
-	i.next, i.last = int(label), label
+	i.next, i.last = int(min(label, uint64(len(i.ops)))), label
 	for _, op := range i.ops[:i.next] {
 		i.done += bytesIn(op)
 	}
@@ -242,9 +245,6 @@ var pieces = sync.Pool{New: func() any { return new(piece) }}
 // operations decodes operations on several processors, and writes what they give
 // in their order.
 func (i *install) operations(ctx context.Context) error {
-	if i.w == nil {
-		return nil
-	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	order := make(chan *decoding, i.o.Workers)
@@ -262,26 +262,28 @@ func (i *install) operations(ctx context.Context) error {
 	}
 	for d := range order {
 		if err := i.write(ctx, d); err != nil {
-			return errors.Join(fmt.Errorf("operation %d (%v): %w", d.number, i.ops[d.number].GetType(), err), i.keep(d.number))
+			i.keep(d.number)
+			return fmt.Errorf("operation %d (%v): %w", d.number, i.ops[d.number].GetType(), err)
 		}
 	}
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
-	if err := i.label(EndOfInstall); err != nil {
-		return err
+	if i.last != EndOfInstall {
+		if err := i.label(EndOfInstall); err != nil {
+			return err
+		}
 	}
 	_, err := i.w.Finish()
 	return err
 }
 
-// keep labels what comes before an operation that has failed, if the COW is good.
-// It was not the writer that failed if nothing of the operation has been written.
-func (i *install) keep(number int) error {
-	if i.partly || uint64(number) == i.last {
-		return nil
+// keep labels what comes before an operation that has failed, so that it need not be
+// done again. That is in vain if it was the writer that has failed.
+func (i *install) keep(number int) {
+	if !i.partly && uint64(number) != i.last {
+		_ = i.label(uint64(number))
 	}
-	return i.label(uint64(number))
 }
 
 // decoding is an operation on its way.
@@ -600,7 +602,7 @@ func (i *install) verity() error {
 	if err != nil {
 		return err
 	}
-	if _, err := w.Finish(); err != nil { // what an earlier try has left is gone
+	if _, err := w.Finish(); err != nil { // without what an earlier try has left
 		return err
 	}
 	v := &verityWriter{}

@@ -16,6 +16,8 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"cowbird/cow"
 	"cowbird/formats/cowfile"
 	"cowbird/formats/payload"
@@ -311,6 +313,72 @@ func (f *failingBlobs) Blob(off, n int64) (*io.SectionReader, func(), error) {
 		return nil, nil, f.err
 	}
 	return f.Blobs.Blob(off, n)
+}
+
+// fullDevice has no room behind some byte.
+type fullDevice struct {
+	*cow.FileDevice
+	room int64
+}
+
+func (f *fullDevice) Output() cowfile.Device { return &fullOutput{f.FileDevice.Output(), f.room} }
+
+type fullOutput struct {
+	cowfile.Device
+	room int64
+}
+
+func (f *fullOutput) WriteAt(p []byte, off int64) (int, error) {
+	if off+int64(len(p)) <= f.room {
+		return f.Device.WriteAt(p, off)
+	}
+	n := 0
+	if off < f.room {
+		n, _ = f.Device.WriteAt(p[:f.room-off], off) // as a file system does
+	}
+	return n, unix.ENOSPC
+}
+
+func (f *fullOutput) Truncate(size int64) error { return f.Device.(cowfile.Resizable).Truncate(size) }
+
+// However little room there is for a COW, the error says so, the old partition stays,
+// and with more room the installation goes on.
+func TestCowFull(t *testing.T) {
+	for _, name := range []string{"tiny_vabc2_gz", "tiny_vabc3_zstd_verity"} {
+		s := find(t, name)
+		in := s.installations(t)[0]
+		if err := in.run(t, t.Context(), nil); err != nil {
+			t.Fatal(err)
+		}
+		info, err := os.Stat(in.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		old := mustRead(t, filepath.Join(in.old, in.name()+".img"))
+		if err := os.Remove(in.path); err != nil {
+			t.Fatal(err)
+		}
+		failures := 0
+		for room := int64(2 << 20); ; room += max(1, (info.Size()-2<<20)/40) {
+			err := in.run(t, t.Context(), func(o *CowOptions) { o.Cow = &fullDevice{o.Cow.(*cow.FileDevice), room} })
+			if err == nil {
+				break
+			}
+			if failures++; !errors.Is(err, unix.ENOSPC) && !errors.Is(err, cowfile.ErrNoSpace) {
+				t.Fatalf("%s, room for %d of %d bytes: expected no space, found %v", name, room, info.Size(), err)
+			}
+			if room > info.Size() {
+				t.Fatalf("%s: expected %d bytes to be enough, found %v", name, info.Size(), err)
+			}
+		}
+		if failures < 20 {
+			t.Errorf("%s: expected it to fail often, found %d times", name, failures)
+		}
+		if !bytes.Equal(old, mustRead(t, filepath.Join(in.old, in.name()+".img"))) {
+			t.Errorf("%s: the old partition has changed", name)
+		}
+		in.check(t)
+	}
 }
 
 // What is damaged is refused, and there is no complete COW.
