@@ -257,3 +257,33 @@ func extentList(pairs ...uint64) (e []*pb.Extent) {
 	}
 	return e
 }
+
+// A blob that is too long or too short for its operation is refused, also where no hash
+// says so, in every form.
+func TestBlobLengths(t *testing.T) {
+	seen := map[pb.InstallOperation_Type]bool{}
+	for _, s := range samples(t) {
+		b, m := s.read(t)
+		for _, p := range m.Manifest.GetPartitions() {
+			for _, op := range p.GetOperations() {
+				if seen[op.GetType()] || payload.HasSource(op.GetType()) || !payload.HasBlob(op.GetType()) {
+					continue
+				}
+				seen[op.GetType()] = true
+				op.DataSha256Hash = nil
+				blob := b[m.BlobOffset()+int64(op.GetDataOffset()):][:op.GetDataLength()]
+				for what, data := range map[string][]byte{"longer": append(bytes.Clone(blob), 0), "shorter": blob[:len(blob)-1], "as it is": blob} {
+					o := &Operation{InstallOperation: op, BlockSize: 4096, Blob: io.NewSectionReader(bytes.NewReader(data), 0, int64(len(data)))}
+					err := o.Run(&memorySink{make([]byte, p.GetNewPartitionInfo().GetSize())})
+					raw := op.GetType() == pb.InstallOperation_REPLACE && what == "shorter" // its last block is filled up
+					if good := what == "as it is" || raw; good != (err == nil) || !good && !errors.Is(err, ErrBlob) && !errors.Is(err, ErrOutput) {
+						t.Errorf("%v, %s: found %v", op.GetType(), what, err)
+					}
+				}
+			}
+		}
+	}
+	if len(seen) < 3 && !raceDetector {
+		t.Errorf("expected REPLACE, REPLACE_BZ and REPLACE_XZ at least, found %v", seen)
+	}
+}

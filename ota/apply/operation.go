@@ -3,13 +3,13 @@ package apply
 import (
 	"bufio"
 	"bytes"
-	"compress/bzip2"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
 	"sync"
 
+	"github.com/dsnet/compress/bzip2"
 	"github.com/klauspost/compress/zstd"
 	"github.com/mikelolasagasti/xz"
 
@@ -170,7 +170,11 @@ func (o *Operation) replace(out *extentWriter) error {
 	switch o.GetType() {
 	case pb.InstallOperation_REPLACE:
 	case pb.InstallOperation_REPLACE_BZ:
-		r = bzip2.NewReader(in)
+		z, err := bzip2.NewReader(in, nil)
+		if err != nil {
+			return o.badBlob(err)
+		}
+		r = z
 	case pb.InstallOperation_REPLACE_XZ:
 		z, err := xz.NewReader(in, xzDictionary)
 		if err != nil {
