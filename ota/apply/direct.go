@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"runtime"
-	"sync"
 	"sync/atomic"
 
 	"cowbird/cow"
@@ -42,7 +41,7 @@ func Direct(ctx context.Context, o DirectOptions) error {
 		return fmt.Errorf("%w: expected a partition of at least %d bytes, found %d", ErrOutput, info.GetSize(), n)
 	}
 	d := &direct{o: o, blockSize: int64(o.Metadata.Manifest.GetBlockSize()), sink: deviceSink{o.New}}
-	if err := d.operations(ctx); err != nil {
+	if err := pool(ctx, o.Workers, d.feed, d.task); err != nil {
 		return err
 	}
 	if err := errors.Join(WriteVerity(o.Partition, d.blockSize, o.New), o.New.Sync()); err != nil {
@@ -71,38 +70,13 @@ type directTask struct {
 	done   func()
 }
 
-func (d *direct) operations(parent context.Context) error {
-	ctx, cancel := context.WithCancelCause(parent)
-	defer cancel(nil)
-	tasks := make(chan directTask)
-	var wg sync.WaitGroup
-	for range d.o.Workers {
-		wg.Go(func() {
-			for t := range tasks {
-				if err := d.task(ctx, t); err != nil {
-					cancel(fmt.Errorf("operation %d (%v): %w", t.number, t.op.GetType(), err))
-				}
-			}
-		})
-	}
-	if err := d.feed(ctx, tasks); err != nil {
-		cancel(err)
-	}
-	close(tasks)
-	wg.Wait()
-	return context.Cause(ctx)
-}
-
-func (d *direct) feed(ctx context.Context, tasks chan<- directTask) error {
+func (d *direct) feed(submit func(directTask) bool) error {
 	for i, op := range d.o.Partition.GetOperations() {
 		do, done, err := NewOperation(op, d.blockSize, d.o.Blobs, d.o.Old)
 		if err != nil {
 			return fmt.Errorf("operation %d (%v): %w", i, op.GetType(), err)
 		}
-		select {
-		case tasks <- directTask{i, do, done}:
-		case <-ctx.Done():
-			done()
+		if !submit(directTask{i, do, done}) {
 			return nil
 		}
 	}
@@ -115,7 +89,7 @@ func (d *direct) task(ctx context.Context, t directTask) error {
 		return nil
 	}
 	if err := t.op.Run(d.sink); err != nil {
-		return err
+		return fmt.Errorf("operation %d (%v): %w", t.number, t.op.GetType(), err)
 	}
 	if done := d.done.Add(int64(payload.Blocks(t.op.GetDstExtents())) * d.blockSize); d.o.OnProgress != nil {
 		d.o.OnProgress(done, int64(d.o.Partition.GetNewPartitionInfo().GetSize()))

@@ -147,43 +147,20 @@ type task struct {
 	done func() // with the blob
 }
 
-func (m *maker) run(ctx context.Context) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	tasks := make(chan task)
-	var wg sync.WaitGroup
-	for range m.o.Workers {
-		wg.Go(func() {
-			for t := range tasks {
-				if err := m.task(ctx, t); err != nil {
-					cancel(err)
-				}
-			}
-		})
-	}
-	if err := m.feed(ctx, tasks); err != nil {
-		cancel(err)
-	}
-	close(tasks)
-	wg.Wait()
-	return context.Cause(ctx)
-}
+func (m *maker) run(ctx context.Context) error { return pool(ctx, m.o.Workers, m.feed, m.task) }
 
 // feed gives out the operations in the order of the payload, with their blobs.
-func (m *maker) feed(ctx context.Context, tasks chan<- task) error {
+func (m *maker) feed(submit func(task) bool) error {
 	for _, p := range m.parts {
-		if len(p.GetOperations()) == 0 {
-			tasks <- task{part: p}
+		if len(p.GetOperations()) == 0 && !submit(task{part: p}) {
+			return nil
 		}
 		for i, op := range p.GetOperations() {
 			do, done, err := NewOperation(op, m.blockSize, m.o.Blobs, p.old)
 			if err != nil {
 				return fmt.Errorf("partition %s, operation %d (%v): %w", p.GetPartitionName(), i, op.GetType(), err)
 			}
-			select {
-			case tasks <- task{p, i, do, done}:
-			case <-ctx.Done():
-				done()
+			if !submit(task{p, i, do, done}) {
 				return nil
 			}
 		}
