@@ -51,6 +51,8 @@ nbdkit                  nbdkit
 demo) needs=$image_needs ;;
 bench) needs="$image_needs
 lz4                     lz4
+xz                      xz-utils
+bzip2                   bzip2
 fio                     fio
 qemu-img                qemu-utils
 qemu-storage-daemon     qemu-utils qemu-system-common

@@ -64,6 +64,7 @@ var parts = []part{
 	{"index", (*bench).index},
 	{"copies", (*bench).mergeCopies},
 	{"peak", (*bench).peak},
+	{"extract", (*bench).extract},
 	{"binary", (*bench).binary},
 }
 
