@@ -34,7 +34,7 @@ Partitions are named by patterns, as a shell's: --partition 'system*'.`,
   cowtool payload extract -o new --partition boot,'vendor*' full.zip
   cowtool payload apply --old old -o new delta.zip`,
 	}
-	cmd.AddCommand(payloadInfoCommand(c), payloadListCommand(c), payloadStatsCommand(c), payloadApplyCommand(c), payloadExtractCommand(c), payloadVerifyCommand(c))
+	cmd.AddCommand(payloadInfoCommand(c), payloadListCommand(c), payloadStatsCommand(c), payloadApplyCommand(c), payloadExtractCommand(c), payloadVerifyCommand(c), payloadMapCommand(c))
 	return cmd
 }
 

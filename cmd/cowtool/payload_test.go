@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
+	"encoding/xml"
 	"fmt"
 	"io"
 	"os"
@@ -176,6 +177,33 @@ func TestPayloadFacts(t *testing.T) {
 	}
 	if text := b.run("payload diff-stats --json --partition system @payload.bin"); strings.Count(text, "\n") != 4 {
 		t.Errorf("expected 4 types, found\n%s", text)
+	}
+}
+
+// The picture is the same each time, and shows each partition and type.
+func TestPayloadMap(t *testing.T) {
+	b, sums := newPayloadBox(t)
+	b.run("payload map -o @one.svg @payload.bin")
+	b.run("payload map -o @two.svg @payload.bin")
+	one := b.read("one.svg")
+	if !bytes.Equal(one, b.read("two.svg")) {
+		t.Error("expected the same picture twice")
+	}
+	if err := xml.Unmarshal(one, new(struct{})); err != nil {
+		t.Errorf("expected XML, found %v", err)
+	}
+	for name := range sums {
+		if !bytes.Contains(one, []byte(">"+name+"<")) {
+			t.Errorf("expected partition %s in the picture", name)
+		}
+	}
+	for _, want := range []string{"PUFFDIFF: 195800 bytes in 201 operations", ">ZERO<", ">LZ4DIFF_PUFFDIFF<"} {
+		if !bytes.Contains(one, []byte(want)) {
+			t.Errorf("expected %q in the picture", want)
+		}
+	}
+	if code, _, errs := b.try("payload map -o @x.png @payload.bin"); code != 2 {
+		t.Errorf("a PNG: expected to be refused, found %d, %s", code, errs)
 	}
 }
 
