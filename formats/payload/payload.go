@@ -25,18 +25,24 @@ const (
 	MostMinor = 9
 )
 
+// DefaultManifest and DefaultSignature are the Limits where none are set.
+const (
+	DefaultManifest  = 256 << 20
+	DefaultSignature = 1 << 20
+)
+
 // Limits bound what Read holds in memory, in bytes. 0 means the default.
 type Limits struct {
-	Manifest  int64 // 256 MiB
-	Signature int64 // 1 MiB
+	Manifest  int64
+	Signature int64
 }
 
 func (l Limits) complete() Limits {
 	if l.Manifest == 0 {
-		l.Manifest = 256 << 20
+		l.Manifest = DefaultManifest
 	}
 	if l.Signature == 0 {
-		l.Signature = 1 << 20
+		l.Signature = DefaultSignature
 	}
 	return l
 }
