@@ -4,7 +4,6 @@ import (
 	"archive/zip"
 	"bytes"
 	"crypto"
-	"crypto/dsa"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
@@ -169,10 +168,8 @@ func describe(public crypto.PublicKey) (kind string, ok bool) {
 		return "ECDSA " + k.Curve.Params().Name, k.Curve == elliptic.P256() || k.Curve == elliptic.P384()
 	case ed25519.PublicKey:
 		return "Ed25519", false
-	case *dsa.PublicKey:
-		return "DSA", false
 	}
-	return fmt.Sprintf("an unknown algorithm (%T)", public), false
+	return fmt.Sprintf("%T", public), false
 }
 
 // verify reports whether one of the keys has signed the hash.

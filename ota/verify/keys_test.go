@@ -146,7 +146,7 @@ func TestKeysRefused(t *testing.T) {
 		"P-521":        {der(t, p521.Public()), "ECDSA P-521"},
 		"P-224":        {der(t, p224.Public()), "ECDSA P-224"},
 		"Ed25519":      {der(t, ed), "Ed25519"},
-		"DSA":          {dsa, "DSA"},
+		"DSA":          {dsa, "dsa.PublicKey"},
 		"private":      {pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}), `"PRIVATE KEY"`},
 		"one is bad":   {join(good, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der(t, ed)})), "PEM block 1"},
 		"empty":        {nil, "certificate"},

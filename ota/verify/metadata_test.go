@@ -259,13 +259,15 @@ func TestPayloadWithoutKeys(t *testing.T) {
 	expectCode(t, "its key", Payload(m, s, Policy{Keys: keysOf(t, "ECDSA P-256")}), Success)
 }
 
-// rules are all with AllowUnsigned.
-var rules = map[string]struct {
+type rule struct {
 	manifest func(*pb.DeltaArchiveManifest)
 	policy   Policy
 	want     Code
 	wipe     bool
-}{
+}
+
+// rules are all with AllowUnsigned.
+var rules = map[string]rule{
 	"nothing known of the device": {want: Success},
 
 	"full with a minor version": {manifest: func(m *pb.DeltaArchiveManifest) { m.MinorVersion = proto.Uint32(9) }, want: UnsupportedMinorPayloadVersion},
@@ -332,13 +334,6 @@ var rules = map[string]struct {
 	"no hash of a blob":  {manifest: func(m *pb.DeltaArchiveManifest) { m.Partitions[0].Operations[0].DataSha256Hash = nil }, want: DownloadOperationHashMissingError},
 	"… which is allowed": {manifest: func(m *pb.DeltaArchiveManifest) { m.Partitions[0].Operations[0].DataSha256Hash = nil }, policy: Policy{AllowUnhashed: true}, want: Success},
 	"malformed":          {manifest: func(m *pb.DeltaArchiveManifest) { m.BlockSize = proto.Uint32(5) }, want: DownloadManifestParseError},
-}
-
-type rule = struct {
-	manifest func(*pb.DeltaArchiveManifest)
-	policy   Policy
-	want     Code
-	wipe     bool
 }
 
 func partial(m *pb.DeltaArchiveManifest) *pb.DeltaArchiveManifest {
