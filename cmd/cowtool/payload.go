@@ -89,13 +89,17 @@ type openPayload struct {
 
 func (o *openPayload) close() { _ = o.File.Close() }
 
-// open reads the metadata and checks it, which is what every command needs.
-func (p *payloads) open(name string) (*openPayload, error) {
+func (p *payloads) openFile(name string) (*install.File, error) {
 	folder := ""
 	if p.secondary {
 		folder = "secondary/"
 	}
-	f, err := install.OpenFile(name, folder)
+	return install.OpenFile(name, folder)
+}
+
+// open reads the metadata and checks it, which is what every command needs.
+func (p *payloads) open(name string) (*openPayload, error) {
+	f, err := p.openFile(name)
 	if err != nil {
 		return nil, err
 	}

@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -10,6 +12,7 @@ import (
 	"cowbird/cmd/internal/cli"
 	"cowbird/formats/payload"
 	"cowbird/ota/apply"
+	"cowbird/ota/install"
 	"cowbird/ota/verify"
 )
 
@@ -20,6 +23,7 @@ type payloadVerify struct {
 	policy     verify.Policy
 	timestamp  int64
 	patchLevel string
+	zip        bool
 }
 
 func payloadVerifyCommand(c *common) *cobra.Command {
@@ -45,8 +49,9 @@ device, an older payload is refused.`,
 	f := cmd.Flags()
 	f.StringSliceVar(&v.keys, "key", nil, "public keys or certificates, a `FILE`")
 	f.StringVar(&v.properties, "properties", "", "payload_properties.txt")
-	f.BoolVar(&v.policy.Unsigned, "unsigned", false, "do not look at signatures")
-	f.BoolVar(&v.policy.Unhashed, "unhashed", false, "take data without a hash")
+	f.BoolVar(&v.policy.AllowUnsigned, "unsigned", false, "do not look at signatures")
+	f.BoolVar(&v.zip, "zip-signature", false, "also look at the signature over the whole zip, as recovery does")
+	f.BoolVar(&v.policy.AllowUnhashed, "unhashed", false, "take data without a hash")
 	f.Int64Var(&v.timestamp, "timestamp", 0, "when the device's system was built, `SECONDS`")
 	f.StringVar(&v.patchLevel, "security-patch-level", "", "the device's, yyyy-mm-dd")
 	_ = cmd.MarkFlagFilename("key")
@@ -55,22 +60,25 @@ device, an older payload is refused.`,
 }
 
 func (v *payloadVerify) run(ctx context.Context, out cli.Output, name string) error {
-	if len(v.keys) == 0 && !v.policy.Unsigned {
+	if len(v.keys) == 0 && !v.policy.AllowUnsigned {
 		return cli.Usagef("expected --key, or --unsigned to do without")
+	}
+	if v.zip && len(v.keys) == 0 {
+		return cli.Usagef("--zip-signature: expected --key, found none")
 	}
 	if err := v.readKeys(); err != nil {
 		return err
 	}
-	o, err := v.open(name)
+	f, err := v.openFile(name)
 	if err != nil {
-		return verify.Read(err)
-	}
-	defer o.close()
-	if err := v.readProperties(o); err != nil {
 		return err
 	}
-	v.policy.Device = verify.Device{Timestamp: v.timestamp, SecurityPatchLevel: v.patchLevel}
-	if err := v.all(ctx, out, o); err != nil {
+	defer f.Close()
+	if err := v.readProperties(f); err != nil {
+		return err
+	}
+	v.policy.Device = verify.Device{BuildTime: v.timestamp, SecurityPatch: v.patchLevel}
+	if err := v.all(ctx, out, f); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	if out.JSON {
@@ -80,7 +88,7 @@ func (v *payloadVerify) run(ctx context.Context, out cli.Output, name string) er
 		}{"result", true})
 	}
 	by := fmt.Sprintf("signed by one of %d keys", len(v.policy.Keys))
-	if v.policy.Unsigned {
+	if v.policy.AllowUnsigned {
 		by = "signatures were not verified"
 	}
 	_, err = fmt.Fprintf(out.Stdout, "%s: good; %s\n", name, by)
@@ -102,8 +110,8 @@ func (v *payloadVerify) readKeys() error {
 	return nil
 }
 
-func (v *payloadVerify) readProperties(o *openPayload) error {
-	v.policy.Properties = o.Properties
+func (v *payloadVerify) readProperties(f *install.File) error {
+	v.policy.Properties = f.Properties
 	if v.properties == "" {
 		return nil
 	}
@@ -117,25 +125,63 @@ func (v *payloadVerify) readProperties(o *openPayload) error {
 	return nil
 }
 
-func (v *payloadVerify) all(ctx context.Context, out cli.Output, o *openPayload) error {
-	if err := v.policy.Metadata(o.Metadata); err != nil {
+func (v *payloadVerify) all(ctx context.Context, out cli.Output, f *install.File) error {
+	m, err := verify.Read(io.NewSectionReader(f, 0, f.Size()), f.Size(), v.policy)
+	if err == nil {
+		err = v.check(m)
+	}
+	if err != nil {
+		return err
+	}
+	if err := v.zipSignature(f); err != nil {
 		return err
 	}
 	meter := out.Meter("verifying")
 	defer meter.End()
-	if err := v.policy.Whole(o.Metadata, o.File, o.File.Size(), meter.Update); err != nil {
+	if err := v.whole(ctx, m, f, meter.Update); err != nil {
 		return err
 	}
-	blobs := apply.BlobsAt(o.Metadata, o.File)
-	for _, p := range v.partitions(o.Metadata) {
+	return v.data(ctx, m, f)
+}
+
+func (v *payloadVerify) zipSignature(f *install.File) error {
+	if !v.zip {
+		return nil
+	}
+	zip, size := f.Zip()
+	if zip == nil {
+		return errors.New("--zip-signature: expected a zip, found a payload: give an OTA zip")
+	}
+	return verify.Zip(zip, size, v.policy.Keys)
+}
+
+// whole reads everything behind the metadata.
+func (v *payloadVerify) whole(ctx context.Context, m *payload.Metadata, f *install.File, onProgress func(done, total int64)) error {
+	sum, err := verify.NewSum(m)
+	if err != nil {
+		return err
+	}
+	for sum.Offset() < f.Size() {
+		onProgress(sum.Offset(), f.Size())
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if _, err := io.Copy(sum, io.NewSectionReader(f, sum.Offset(), 4<<20)); err != nil {
+			return fmt.Errorf("read the payload: %w", err)
+		}
+	}
+	return verify.Payload(m, sum, v.policy)
+}
+
+// data checks each operation's, which says where a payload is damaged.
+func (v *payloadVerify) data(ctx context.Context, m *payload.Metadata, f *install.File) error {
+	blobs := apply.BlobsAt(m, f)
+	for _, p := range v.partitions(m) {
 		for i, op := range p.GetOperations() {
-			do, done, err := apply.NewOperation(op, int64(o.Manifest.GetBlockSize()), blobs, nil)
+			do, done, err := apply.NewOperation(op, int64(m.Manifest.GetBlockSize()), blobs, nil)
 			if err == nil {
-				err = do.CheckBlob()
+				err = errors.Join(do.CheckBlob(), ctx.Err())
 				done()
-			}
-			if err == nil {
-				err = ctx.Err()
 			}
 			if err != nil {
 				return fmt.Errorf("partition %s, operation %d (%v): %w", p.GetPartitionName(), i, op.GetType(), err)

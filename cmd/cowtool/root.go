@@ -10,6 +10,7 @@ import (
 	"cowbird/formats/cowfile"
 	"cowbird/formats/payload"
 	"cowbird/ota/apply"
+	"cowbird/ota/verify"
 )
 
 // common are the flags that every command has.
@@ -55,7 +56,10 @@ object: {"event":"progress",…} at most five times a second, then the result.
 
 // advice says what to do about an error of which that is known.
 func advice(err error) string {
+	var refusal *verify.Error
 	switch {
+	case errors.As(err, &refusal):
+		return "" // it says so itself
 	case errors.Is(err, cow.ErrSource):
 		return "is --base the image that the COW was made from, and complete?"
 	case errors.Is(err, cowfile.ErrNotCOW):

@@ -85,13 +85,13 @@ func (i *installation) run(cmd *cobra.Command, out cli.Output, name string) erro
 	if err != nil {
 		return err
 	}
-	policy.Unsigned, policy.Downgrade, policy.SPLDowngrade = i.unsigned, i.downgrade, i.patchDown
+	policy.AllowUnsigned, policy.AllowDowngrade, policy.AllowSPLDowngrade = i.unsigned, i.downgrade, i.patchDown
 	source, done, err := i.open(cmd, name, policy)
 	if err != nil {
 		return err
 	}
 	defer done()
-	return i.install(cmd.Context(), out, install.Options{Config: config, Source: source, Check: policy.Metadata, Restart: i.restart, Workers: i.workers}, name)
+	return i.install(cmd.Context(), out, install.Options{Config: config, Source: source, Policy: *policy, Restart: i.restart, Workers: i.workers}, name)
 }
 
 // open also takes over what the zip says of the payload in it.
@@ -118,7 +118,7 @@ func (i *installation) install(ctx context.Context, out cli.Output, o install.Op
 	err := install.Run(ctx, o)
 	meter.End()
 	if err != nil {
-		return fmt.Errorf("%s: %w", name, verify.Read(err))
+		return fmt.Errorf("%s: %w", name, err)
 	}
 	if out.JSON {
 		return out.Emit(struct {
@@ -132,11 +132,12 @@ func (i *installation) install(ctx context.Context, out cli.Output, o install.Op
 
 // installAdvice says what to do about an error of an installation.
 func installAdvice(err error) string {
+	var refusal *verify.Error
 	switch {
+	case errors.As(err, &refusal):
+		return "" // it says so itself
 	case errors.Is(err, install.ErrOther):
 		return "finish that one first, or give --restart to forget it"
-	case errors.Is(err, payload.ErrMagic):
-		return "give a payload.bin or an OTA zip"
 	case errors.Is(err, payload.ErrTruncated):
 		return "get it again; what is installed already stays"
 	}

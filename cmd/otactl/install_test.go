@@ -53,10 +53,10 @@ func TestInstall(t *testing.T) {
 	}{
 		"no config":     {good, payload, 2, "required flag"},
 		"no partition":  {map[string]any{"state": "s", "partitions": map[string]any{"x": map[string]string{"cow": "x"}}}, "--unsigned --config " + config + " " + payload, 1, "expected an entry for partition"},
-		"no key":        {map[string]any{"state": "s", "partitions": partitions}, "--config " + config + " " + payload, 1, "kDownloadMetadataSignatureMissingError (39)"},
-		"another key":   {map[string]any{"state": "s", "keys": filepath.Join(from, "keys", "ec256.pub.pem"), "partitions": partitions}, "--config " + config + " " + payload, 1, "kDownloadMetadataSignatureMismatch (26)"},
-		"older":         {map[string]any{"state": "s", "keys": key, "partitions": partitions, "device": map[string]any{"timestamp": 1 << 40}}, "--config " + config + " " + payload, 1, "kPayloadTimestampError (51)"},
-		"no payload":    {good, "--config " + config + " " + key, 1, "give a payload.bin"},
+		"no key":        {map[string]any{"state": "s", "partitions": partitions}, "--config " + config + " " + payload, 1, "expected keys to trust"},
+		"another key":   {map[string]any{"state": "s", "keys": filepath.Join(from, "keys", "ec256.pub.pem"), "partitions": partitions}, "--config " + config + " " + payload, 1, "kDownloadMetadataSignatureMismatch"},
+		"older":         {map[string]any{"state": "s", "keys": key, "partitions": partitions, "device": map[string]any{"timestamp": 1 << 40}}, "--config " + config + " " + payload, 1, "kPayloadTimestampError"},
+		"no payload":    {good, "--config " + config + " " + key, 1, "give the payload.bin itself"},
 		"wrong workers": {good, "--workers -1 --config " + config + " " + payload, 2, "--workers"},
 	} {
 		write(c.config)

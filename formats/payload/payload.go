@@ -25,35 +25,42 @@ const (
 	MostMinor = 9
 )
 
+// DefaultManifest and DefaultSignature are the Limits where none are set.
+const (
+	DefaultManifest  = 256 << 20
+	DefaultSignature = 1 << 20
+)
+
 // Limits bound what Read holds in memory, in bytes. 0 means the default.
 type Limits struct {
-	Manifest  int64 // 256 MiB
-	Signature int64 // 1 MiB
+	Manifest  int64
+	Signature int64
 }
 
 func (l Limits) complete() Limits {
 	if l.Manifest == 0 {
-		l.Manifest = 256 << 20
+		l.Manifest = DefaultManifest
 	}
 	if l.Signature == 0 {
-		l.Signature = 1 << 20
+		l.Signature = DefaultSignature
 	}
 	return l
 }
 
-// Metadata is what comes before the blobs. It is not changed after Read, and may
-// then be used concurrently.
+// Metadata is what comes before the blobs. It is not changed after Read or Parse,
+// and may then be used concurrently.
 type Metadata struct {
 	// Signed is the header and the manifest as they are in the file: what
 	// both signatures are of.
 	Signed []byte
-	// Signatures are the metadata signatures; none if the payload is unsigned.
+	// SignatureBytes is the metadata signature as it is in the file.
+	SignatureBytes []byte
+	// Signatures is what SignatureBytes says: none if the payload is unsigned.
 	Signatures []Signature
 	// Manifest is what Signed says.
 	Manifest *pb.DeltaArchiveManifest
 
-	signatureSize int64
-	size          int64 // of the payload; 0: unknown
+	size int64 // of the payload; 0: unknown
 }
 
 // Signature is one of the signatures of the same bytes, by different keys.
@@ -72,10 +79,10 @@ func (s Signature) Bytes() []byte { return s.Data[:s.Size] }
 func (m *Metadata) Size() int64 { return int64(len(m.Signed)) }
 
 // SignatureSize is that of the metadata signature in bytes, with its framing.
-func (m *Metadata) SignatureSize() int64 { return m.signatureSize }
+func (m *Metadata) SignatureSize() int64 { return int64(len(m.SignatureBytes)) }
 
 // BlobOffset is where in the payload data_offset 0 is, in bytes.
-func (m *Metadata) BlobOffset() int64 { return m.Size() + m.signatureSize }
+func (m *Metadata) BlobOffset() int64 { return m.Size() + m.SignatureSize() }
 
 // IsDelta tells whether old partitions are needed.
 func (m *Metadata) IsDelta() bool {
@@ -94,6 +101,19 @@ func (m *Metadata) IsDelta() bool {
 // size is that of the payload in bytes, or 0 if it is not known. Read looks at
 // the form only: Check looks at what the manifest says.
 func Read(r io.Reader, size int64, l Limits) (*Metadata, error) {
+	m, err := ReadSigned(r, size, l)
+	if err != nil {
+		return nil, err
+	}
+	if err := m.Parse(); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// ReadSigned is Read without the manifest, for those who look at the signatures
+// first: Manifest is nil until Parse.
+func ReadSigned(r io.Reader, size int64, l Limits) (*Metadata, error) {
 	l = l.complete()
 	var head [HeaderSize]byte
 	if n, err := io.ReadFull(r, head[:]); err != nil {
@@ -106,19 +126,27 @@ func Read(r io.Reader, size int64, l Limits) (*Metadata, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Metadata{Manifest: &pb.DeltaArchiveManifest{}, signatureSize: signatureSize, size: size}
+	m := &Metadata{size: size}
 	if m.Signed, err = readPart(r, head[:], manifestSize, "manifest"); err != nil {
 		return nil, err
 	}
-	if err := proto.Unmarshal(m.Signed[HeaderSize:], m.Manifest); err != nil {
-		return nil, fmt.Errorf("%w: %d bytes at 24: %w", ErrManifest, manifestSize, err)
-	}
-	signatures, err := readPart(r, nil, signatureSize, "metadata signature")
-	if err != nil {
+	if m.SignatureBytes, err = readPart(r, nil, signatureSize, "metadata signature"); err != nil {
 		return nil, err
 	}
-	m.Signatures, err = ParseSignatures(signatures)
-	return m, err
+	if m.Signatures, err = ParseSignatures(m.SignatureBytes); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// Parse makes the Manifest of what ReadSigned has read.
+func (m *Metadata) Parse() error {
+	manifest := &pb.DeltaArchiveManifest{}
+	if err := proto.Unmarshal(m.Signed[HeaderSize:], manifest); err != nil {
+		return fmt.Errorf("%w: %d bytes at %d: %w", ErrManifest, len(m.Signed)-HeaderSize, HeaderSize, err)
+	}
+	m.Manifest = manifest
+	return nil
 }
 
 func magicError(head []byte) error {

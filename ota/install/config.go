@@ -107,7 +107,7 @@ func inDir(dir, path string) string {
 
 // Policy is what the configuration says of payloads that may be installed.
 func (c *Config) Policy() (*verify.Policy, error) {
-	p := &verify.Policy{Device: verify.Device{Timestamp: c.Device.Timestamp, Versions: c.Device.Versions, SecurityPatchLevel: c.Device.SecurityPatchLevel}}
+	p := &verify.Policy{Device: verify.Device{BuildTime: c.Device.Timestamp, Versions: c.Device.Versions, SecurityPatch: c.Device.SecurityPatchLevel}}
 	if c.Keys == "" {
 		return p, nil
 	}

@@ -14,6 +14,7 @@ import (
 	"cowbird/formats/payload"
 	"cowbird/formats/payload/pb"
 	"cowbird/ota/apply"
+	"cowbird/ota/verify"
 )
 
 // Source is where a payload comes from. One that is an io.ReaderAt as well is read
@@ -31,9 +32,9 @@ type Source interface {
 type Options struct {
 	Config *Config
 	Source Source
-	// Check may refuse the payload by its metadata, such as package verify
-	// does. Nothing has been written then. nil takes all.
-	Check func(*payload.Metadata) error
+	// Policy is what the payload has to be. Nothing is written of one that is
+	// refused.
+	Policy verify.Policy
 	// Restart forgets another payload that was being installed.
 	Restart bool
 	// Workers, LabelEvery and Stream are as in package apply.
@@ -56,11 +57,11 @@ func Run(ctx context.Context, o Options) error {
 	}
 	defer func() { r.close() }()
 	r.stream = head
-	if r.m, err = payload.Read(head, o.Source.Size(), payload.Limits{}); err != nil {
+	if r.m, err = verify.Read(head, o.Source.Size(), o.Policy); err != nil {
 		return err
 	}
 	r.pos = r.m.BlobOffset()
-	if err := r.check(); err != nil {
+	if err := o.Config.check(r.m); err != nil {
 		return err
 	}
 	if err := r.openState(); err != nil {
@@ -88,18 +89,6 @@ type run struct {
 	blobs  apply.Blobs
 
 	done, total int64
-}
-
-func (r *run) check() error {
-	if err := r.m.Check(); err != nil {
-		return err
-	}
-	if r.o.Check != nil {
-		if err := r.o.Check(r.m); err != nil {
-			return err
-		}
-	}
-	return r.o.Config.check(r.m)
 }
 
 // openState finds out whether this payload was begun, and begins it otherwise.

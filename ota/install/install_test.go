@@ -151,7 +151,7 @@ func (d *device) run(s Source, change func(*Options)) error {
 	if err != nil {
 		d.t.Fatal(err)
 	}
-	o := Options{Config: d.config, Source: s, Check: policy.Metadata, Stream: apply.StreamOptions{Spool: d.t.TempDir()}}
+	o := Options{Config: d.config, Source: s, Policy: *policy, Stream: apply.StreamOptions{Spool: d.t.TempDir()}}
 	if change != nil {
 		change(&o)
 	}
@@ -303,7 +303,7 @@ func TestRefused(t *testing.T) {
 		t.Error("damaged metadata: expected a refusal, found none")
 	}
 	var refusal *verify.Error
-	if err := d.run(&stream{data: d.payload}, func(o *Options) { o.Check = (&verify.Policy{}).Metadata }); !errors.As(err, &refusal) {
+	if err := d.run(&stream{data: d.payload}, func(o *Options) { o.Policy = verify.Policy{} }); !errors.As(err, &refusal) {
 		t.Errorf("without a key: expected a refusal, found %v", err)
 	}
 	if err := d.run(&stream{data: d.payload[:5000]}, nil); !errors.Is(err, payload.ErrTruncated) {

@@ -16,6 +16,7 @@ type File struct {
 	// Properties are those in the zip; nil: none.
 	Properties *payload.Properties
 	f          *os.File
+	zip        int64 // size; 0: it is none
 }
 
 // OpenFile opens a payload or an OTA zip. The zip's other payload, for the slot that
@@ -49,6 +50,7 @@ func (s *File) locate(folder string) error {
 	if err != nil {
 		return err
 	}
+	s.zip = size
 	s.SectionReader, s.Properties = io.NewSectionReader(s.f, in.Payload.Offset, in.Payload.Size), in.Properties
 	return nil
 }
@@ -56,6 +58,14 @@ func (s *File) locate(folder string) error {
 // From implements Source.
 func (s *File) From(_ context.Context, off int64) (io.ReadCloser, error) {
 	return io.NopCloser(io.NewSectionReader(s, off, s.Size()-off)), nil
+}
+
+// Zip is all of an OTA zip, or nil.
+func (s *File) Zip() (zip io.ReaderAt, size int64) {
+	if s.zip == 0 {
+		return nil, 0
+	}
+	return s.f, s.zip
 }
 
 // Close closes the file.

@@ -1,21 +1,38 @@
-// Package verify decides whether a payload may be installed.
+// Package verify decides whether an A/B update may be installed.
 //
-//	keys ─▶ metadata signature ─▶ manifest ─▶ hash of each blob ─▶ data
-//	                                     └──▶ hash of each partition
+//	OTA zip ─── Zip: signature in its comment, by a trusted key
+//	 └ payload.bin
+//	    ├ header, manifest, metadata signature ─── Read: sizes, signature, then
+//	    │                                          what the manifest says
+//	    ├ blobs ─── Blob, Source: each operation, before it is done
+//	    │           Sum: both hashes of the payload, while it streams
+//	    └ payload signature ─── Payload: size, hash, signature of all
+//	                            Partition: what has been written
 //
-// Whoever holds a private key signs the manifest; the manifest has a hash of all data
-// and of each new partition. So with the metadata signature good and a hash for each
-// blob nothing is decoded that was not signed, and a payload can be applied as it
-// comes. The payload signature, over everything, comes last in the file; a tool that
-// has the whole file checks it too.
+// It installs nothing and reads nothing but what it is given. The caller streams,
+// hashes and asks:
 //
-// A refusal is an [Error] with the code by which Android's client knows it
-// (specs/payload.md 14 and 15), in the order in which the client looks:
+//	keys, err := verify.ParseKeys(otacerts)
+//	policy := verify.Policy{Keys: keys, Properties: properties, Device: facts}
+//	m, err := verify.Read(r, size, policy)
+//	sum, err := verify.NewSum(m)
+//	r = io.TeeReader(r, sum) // for the blobs, and the signature behind them
+//	err = verify.Blob(partition, i, sha256.Sum256(blob))
+//	err = verify.Payload(m, sum, policy)
 //
-//	size and hash of the metadata   as the properties file says
-//	metadata signature              by one of the keys
-//	versions                        major 2; minor 0 for full payloads, 2 to 9 for deltas
-//	timestamps                      nothing older than what runs, unless told
-//	security patch level            likewise
-//	hashes                          one for each blob
+// A refusal is an [*Error] with the [Code] that Android's client has for it, in the
+// client's order of checks: who has tools for that client's reports can keep them.
+// Policies are strict unless they say what they allow.
+//
+// # Caveats
+//
+// The payload's signature is known only when all has been written. What protects
+// before is the signed manifest with its hash of each blob; so neither Metadata nor
+// Blob may be left out, and nothing may start from what was written until Payload
+// and Partition have passed.
+//
+// Certificates are envelopes of keys here: dates, names and chains do not count.
+// Properties are not signed; they refuse, but they allow nothing.
+//
+// The source of all of this is specs/payload.md 4, 5.2, 14 and 15.
 package verify
