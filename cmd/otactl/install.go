@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"cowbird/cmd/internal/cli"
 	"cowbird/formats/payload"
+	"cowbird/ota/fetch"
 	"cowbird/ota/install"
 	"cowbird/ota/verify"
 )
@@ -28,7 +31,9 @@ func installCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "install --config FILE PAYLOAD",
 		Short: "Install an A/B payload into COWs and partitions",
-		Long: `Installs a payload: a payload.bin, an OTA zip, or - for a payload on standard input.
+		Long: `Installs a payload: a payload.bin or an OTA zip, a file or an http(s) URL, or - for a
+payload on standard input. What comes over a line that is cut is gone on with at the
+byte where that was; a zip needs a server that sends parts of files.
 Partitions that are snapshots go into COWs, which otactl map serves and otactl merge
 merges; others are written directly. Old partitions are only read.
 
@@ -51,7 +56,8 @@ The configuration is JSON; paths in it are relative to its folder:
 says of COWs. A payload without a signature by one of the keys is refused, and so is
 one that is older than the device, unless a flag says otherwise.`,
 		Example: `  otactl install --config /etc/ota.json ota.zip
-  curl -s https://example.org/payload.bin | otactl install --config /etc/ota.json -`,
+  otactl install --config /etc/ota.json https://example.org/ota.zip
+  zcat payload.bin.gz | otactl install --config /etc/ota.json -`,
 		Args: cli.Args("PAYLOAD"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			out := cli.Output{JSON: i.json, Quiet: i.quiet, Stdout: cmd.OutOrStdout(), Stderr: cmd.ErrOrStderr()}
@@ -99,16 +105,51 @@ func (i *installation) open(cmd *cobra.Command, name string, policy *verify.Poli
 	if name == "-" {
 		return &install.Once{R: cmd.InOrStdin()}, func() {}, nil
 	}
-	folder := ""
-	if i.secondary {
-		folder = "secondary/"
+	if strings.HasPrefix(name, "http://") || strings.HasPrefix(name, "https://") {
+		return i.openURL(cmd.Context(), name, policy)
 	}
-	f, err := install.OpenFile(name, folder)
+	f, err := install.OpenFile(name, i.folder())
 	if err != nil {
 		return nil, nil, err
 	}
 	policy.Properties = f.Properties
 	return f, func() { _ = f.Close() }, nil
+}
+
+// openURL also finds the payload in a zip there, by a few requests for its directory.
+func (i *installation) openURL(ctx context.Context, address string, policy *verify.Policy) (install.Source, func(), error) {
+	s, err := fetch.Open(ctx, address, fetch.Options{})
+	if err != nil {
+		return nil, nil, err
+	}
+	done := func() { _ = s.Close() }
+	r, err := s.From(ctx, 0)
+	if err != nil {
+		return nil, done, err
+	}
+	defer r.Close()
+	var first [4]byte
+	if _, err := io.ReadFull(r, first[:]); err != nil {
+		done()
+		return nil, nil, err
+	}
+	if !payload.IsZip(first[:]) {
+		return s, done, nil
+	}
+	in, err := payload.InZip(s, s.Size(), i.folder())
+	if err != nil {
+		done()
+		return nil, nil, err
+	}
+	policy.Properties = in.Properties
+	return &install.Part{Of: s, Range: in.Payload}, done, nil
+}
+
+func (i *installation) folder() string {
+	if i.secondary {
+		return "secondary/"
+	}
+	return ""
 }
 
 func (i *installation) install(ctx context.Context, out cli.Output, o install.Options, name string) error {

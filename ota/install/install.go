@@ -17,8 +17,8 @@ import (
 	"cowbird/ota/verify"
 )
 
-// Source is where a payload comes from. One that is an io.ReaderAt as well is read
-// where its data are, instead of being streamed.
+// Source is where a payload comes from: one of those here, or a fetch.Source. The data
+// of a File are read where they are, and those of others streamed.
 type Source interface {
 	// Size is the payload's length in bytes; 0 if it is not known.
 	Size() int64
@@ -42,7 +42,7 @@ type Options struct {
 	LabelEvery time.Duration
 	Stream     apply.StreamOptions
 	// OnPartition, if not nil, is told of each partition that begins, with how
-	// far it is: "resumed", "complete" or "".
+	// far it is: "complete" or "".
 	OnPartition func(name, how string)
 	// OnProgress, if not nil, is called with bytes of all new partitions.
 	OnProgress func(done, total int64)
@@ -138,8 +138,8 @@ func (r *run) close() {
 // data gives the payload's data. A stream is asked again where there is much that
 // nobody wants, as after a resumption.
 func (r *run) data(ctx context.Context) apply.Blobs {
-	if whole, ok := r.o.Source.(io.ReaderAt); ok {
-		return apply.BlobsAt(r.m, whole)
+	if f, ok := r.o.Source.(*File); ok {
+		return apply.BlobsAt(r.m, f)
 	}
 	return &asker{r, ctx}
 }

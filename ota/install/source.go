@@ -108,3 +108,24 @@ func (o *once) Read(p []byte) (int, error) {
 }
 
 func (o *once) Close() error { return nil }
+
+// Part is a payload within another source, such as an OTA zip on a server.
+type Part struct {
+	Of    Source
+	Range payload.Range
+}
+
+// Size implements Source.
+func (p *Part) Size() int64 { return p.Range.Size }
+
+// From implements Source.
+func (p *Part) From(ctx context.Context, off int64) (io.ReadCloser, error) {
+	r, err := p.Of.From(ctx, p.Range.Offset+off)
+	if err != nil {
+		return nil, err
+	}
+	return struct {
+		io.Reader
+		io.Closer
+	}{io.LimitReader(r, p.Range.Size-off), r}, nil
+}
