@@ -179,6 +179,11 @@ func makeDex(seed uint64, inserted int) []byte {
 			items[typ](i)
 		}
 	}
+	return finishDex(img, order, counts, at)
+}
+
+func finishDex(img []byte, order []int, counts, at map[int]int) []byte {
+	le := binary.LittleEndian
 	img = append(img, make([]byte, -len(img)&3)...)
 	le.PutUint32(img[52:], uint32(len(img)))
 	img = le.AppendUint32(img, uint32(len(order)))
