@@ -2,6 +2,7 @@ package zucchini_test
 
 import (
 	"bytes"
+	"slices"
 	"testing"
 
 	"cowbird/formats/zucchini"
@@ -34,6 +35,7 @@ func roundTrip(t testing.TB, source, target []byte) (*zucchini.Patch, []byte) {
 // What Android's generator has made patches of, ours can make patches of, for
 // the same kinds of elements and of about the same size.
 func TestCreateAsFixtures(t *testing.T) {
+	seen := map[uint32]bool{}
 	for _, part := range payloadops.All(t, payloadops.Zucchini) {
 		for i := range part.Ops {
 			o := &part.Ops[i]
@@ -45,8 +47,18 @@ func TestCreateAsFixtures(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			if seen[theirs.TargetCRC] { // several fixtures have the same files
+				continue
+			}
+			seen[theirs.TargetCRC] = true
 			ours, blob := roundTrip(t, o.Source, target)
-			t.Logf("%s op %d: %v %d bytes as %v %d", part.Payload, i, kinds(theirs), len(o.Blob), kinds(ours), len(blob))
+			if want, found := kinds(theirs), kinds(ours); !slices.Equal(want, found) {
+				t.Errorf("%s op %d: expected elements of kinds %v, found %v", part.Payload, i, want, found)
+			}
+			if len(blob) > len(o.Blob)*11/10+20 {
+				t.Errorf("%s op %d: expected about %d bytes, found %d", part.Payload, i, len(o.Blob), len(blob))
+			}
+			t.Logf("%s op %d: %v: %d bytes, Android's %d", part.Payload, i, kinds(ours), len(blob), len(o.Blob))
 		}
 	}
 }
@@ -56,4 +68,38 @@ func kinds(p *zucchini.Patch) (all []string) {
 		all = append(all, e.Kind.String())
 	}
 	return all
+}
+
+func BenchmarkApply(b *testing.B) { benchmark(b, false) }
+
+func BenchmarkCreate(b *testing.B) { benchmark(b, true) }
+
+func benchmark(b *testing.B, create bool) {
+	for _, part := range payloadops.All(b, payloadops.Zucchini) {
+		if part.Payload != "hand_zucchini_arches" {
+			continue
+		}
+		for i := range part.Ops {
+			o := &part.Ops[i]
+			p := parseBlob(b, o.Blob)
+			target, err := p.Apply(o.Source, o.Size())
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.Run(p.Elements[0].Kind.String(), func(b *testing.B) {
+				b.SetBytes(o.Size())
+				b.ReportAllocs()
+				for b.Loop() {
+					if create {
+						_, err = zucchini.Create(o.Source, target)
+					} else {
+						_, err = p.Apply(o.Source, o.Size())
+					}
+					if err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+		}
+	}
 }

@@ -3,6 +3,7 @@ package zucchini
 import (
 	"bytes"
 	"math"
+	"slices"
 )
 
 // dex is a DEX image: tables of items that refer to each other by index or by
@@ -285,96 +286,152 @@ func fromList(entries []uint32, member uint32, target func(at uint32) uint32) []
 	return refs
 }
 
+// groups has all types in order: specs/payload.md 10.
 func (d *dex) groups() []group {
-	var all []group
-	add := func(g group, read func() []reference) {
-		g.read = read
-		all = append(all, g)
+	return slices.Concat(d.toStrings(), d.toTypes(), d.toProtos(), d.toFields(), d.toMethods(), d.toOthers(), d.toCode(), d.toData())
+}
+
+// Each of these is a group of a pool: what refers to what, and where it is.
+
+// indexIn is a member of a table that is the index of an item of another one.
+func (d *dex) indexIn(pool byte, width, typ, table, member uint32) group {
+	g := d.toIndex(pool, width, typ)
+	g.read = func() []reference {
+		return d.fromItems(table, member, func(at uint32) uint32 { return d.index(at, width, typ) })
 	}
-	index := func(pool byte, width, typ, of, member uint32) {
-		add(d.toIndex(pool, width, typ), func() []reference {
-			return d.fromItems(of, member, func(at uint32) uint32 { return d.index(at, width, typ) })
-		})
+	return g
+}
+
+// indexInList is the same in the entries of lists.
+func (d *dex) indexInList(pool byte, width, typ uint32, entries []uint32) group {
+	g := d.toIndex(pool, width, typ)
+	g.read = func() []reference {
+		return fromList(entries, 0, func(at uint32) uint32 { return d.index(at, width, typ) })
 	}
-	listIndex := func(pool byte, width, typ uint32, entries []uint32) {
-		add(d.toIndex(pool, width, typ), func() []reference {
-			return fromList(entries, 0, func(at uint32) uint32 { return d.index(at, width, typ) })
-		})
+	return g
+}
+
+// indexInHandle is the same in method handles of the types from … to.
+func (d *dex) indexInHandle(pool byte, typ, from, to uint32) group {
+	g := d.toIndex(pool, 2, typ)
+	g.read = func() []reference {
+		return d.fromItems(dexHandle, 4, func(at uint32) uint32 { return d.handle(at, typ, from, to) })
 	}
-	handle := func(pool byte, typ, from, to uint32) {
-		add(d.toIndex(pool, 2, typ), func() []reference {
-			return d.fromItems(dexHandle, 4, func(at uint32) uint32 { return d.handle(at, typ, from, to) })
-		})
+	return g
+}
+
+// indexInCode is the same in instructions.
+func (d *dex) indexInCode(pool byte, width, typ uint32, ops ...dexOp) group {
+	g := d.toIndex(pool, width, typ)
+	g.read = func() []reference {
+		return d.fromCode(ops, func(at uint32) uint32 { return d.index(at, width, typ) })
 	}
-	offset := func(pool byte, of, member uint32) {
-		add(toOffset(pool), func() []reference { return d.fromItems(of, member, d.offsetAt) })
+	return g
+}
+
+// offsetIn is a member of a table that is an offset.
+func (d *dex) offsetIn(pool byte, table, member uint32) group {
+	g := toOffset(pool)
+	g.read = func() []reference { return d.fromItems(table, member, d.offsetAt) }
+	return g
+}
+
+// offsetInList is the same in the entries of lists.
+func (d *dex) offsetInList(pool byte, entries []uint32, member uint32) group {
+	g := toOffset(pool)
+	g.read = func() []reference { return fromList(entries, member, d.offsetAt) }
+	return g
+}
+
+// jumpIn is the distance that an instruction jumps.
+func (d *dex) jumpIn(width uint32, ops ...dexOp) group {
+	g := toCode(width)
+	g.read = func() []reference {
+		return d.fromCode(ops, func(at uint32) uint32 { return d.jump(at, width) })
 	}
-	listOffset := func(pool byte, entries []uint32, member uint32) {
-		add(toOffset(pool), func() []reference { return fromList(entries, member, d.offsetAt) })
+	return g
+}
+
+func (d *dex) toStrings() []group {
+	return []group{
+		d.indexIn(0, 4, dexString, dexType, 0),
+		d.indexIn(0, 4, dexString, dexProto, 0),
+		d.indexIn(0, 4, dexString, dexField, 4),
+		d.indexIn(0, 4, dexString, dexMethod, 4),
+		d.indexIn(0, 4, dexString, dexClass, 16),
+		d.indexInCode(0, 2, dexString, dexOp{0x1a, 2}),
+		d.indexInCode(0, 4, dexString, dexOp{0x1b, 2}),
 	}
-	code := func(pool byte, width, typ uint32, ops ...dexOp) {
-		add(d.toIndex(pool, width, typ), func() []reference {
-			return d.fromCode(ops, func(at uint32) uint32 { return d.index(at, width, typ) })
-		})
+}
+
+func (d *dex) toTypes() []group {
+	return []group{
+		d.indexIn(1, 4, dexType, dexProto, 4),
+		d.indexIn(1, 2, dexType, dexField, 0),
+		d.indexIn(1, 2, dexType, dexField, 2),
+		d.indexIn(1, 2, dexType, dexMethod, 0),
+		d.indexIn(1, 4, dexType, dexClass, 0),
+		d.indexIn(1, 4, dexType, dexClass, 8),
+		d.indexInList(1, 2, dexType, d.typeList),
+		d.indexInCode(1, 2, dexType, dexOp{0x1c, 2}, dexOp{0x1f, 2}, dexOp{0x20, 2}, dexOp{0x22, 2}, dexOp{0x23, 2}, dexOp{0x24, 2}, dexOp{0x25, 2}),
 	}
-	jump := func(width uint32, ops ...dexOp) {
-		add(toCode(width), func() []reference {
-			return d.fromCode(ops, func(at uint32) uint32 { return d.jump(at, width) })
-		})
+}
+
+func (d *dex) toProtos() []group {
+	return []group{
+		d.indexInCode(2, 2, dexProto, dexOp{0xfa, 6}, dexOp{0xfb, 6}, dexOp{0xff, 2}),
+		d.indexIn(2, 2, dexProto, dexMethod, 2),
 	}
+}
 
-	// The order is that of the types: specs/payload.md 10.
-	index(0, 4, dexString, dexType, 0)
-	index(0, 4, dexString, dexProto, 0)
-	index(0, 4, dexString, dexField, 4)
-	index(0, 4, dexString, dexMethod, 4)
-	index(0, 4, dexString, dexClass, 16)
-	code(0, 2, dexString, dexOp{0x1a, 2})
-	code(0, 4, dexString, dexOp{0x1b, 2})
+func (d *dex) toFields() []group {
+	return []group{
+		d.indexInCode(3, 2, dexField, dexOp{0x52, 2}, dexOp{0x60, 2}),
+		d.indexInHandle(3, dexField, 0, 3),
+		d.indexInList(3, 4, dexField, d.fields),
+	}
+}
 
-	index(1, 4, dexType, dexProto, 4)
-	index(1, 2, dexType, dexField, 0)
-	index(1, 2, dexType, dexField, 2)
-	index(1, 2, dexType, dexMethod, 0)
-	index(1, 4, dexType, dexClass, 0)
-	index(1, 4, dexType, dexClass, 8)
-	listIndex(1, 2, dexType, d.typeList)
-	code(1, 2, dexType, dexOp{0x1c, 2}, dexOp{0x1f, 2}, dexOp{0x20, 2}, dexOp{0x22, 2}, dexOp{0x23, 2}, dexOp{0x24, 2}, dexOp{0x25, 2})
+func (d *dex) toMethods() []group {
+	return []group{
+		d.indexInCode(4, 2, dexMethod, dexOp{0x6e, 2}, dexOp{0x74, 2}, dexOp{0xfa, 2}, dexOp{0xfb, 2}),
+		d.indexInHandle(4, dexMethod, 4, 8),
+		d.indexInList(4, 4, dexMethod, d.methods),
+		d.indexInList(4, 4, dexMethod, d.parameters),
+	}
+}
 
-	code(2, 2, dexProto, dexOp{0xfa, 6}, dexOp{0xfb, 6}, dexOp{0xff, 2})
-	index(2, 2, dexProto, dexMethod, 2)
+func (d *dex) toOthers() []group {
+	return []group{
+		d.indexInCode(5, 2, dexCallSite, dexOp{0xfc, 2}, dexOp{0xfd, 2}),
+		d.indexInCode(6, 2, dexHandle, dexOp{0xfe, 2}),
+		d.offsetIn(7, dexProto, 8),
+		d.offsetIn(7, dexClass, 12),
+		d.offsetInList(8, d.parameters, 4),
+		d.offsetInList(9, d.setRefs, 0),
+		d.offsetInList(9, d.directories, 0),
+		d.offsetInList(9, d.fields, 4),
+		d.offsetInList(9, d.methods, 4),
+		d.offsetIn(10, dexClass, 24),
+	}
+}
 
-	code(3, 2, dexField, dexOp{0x52, 2}, dexOp{0x60, 2})
-	handle(3, dexField, 0, 3)
-	listIndex(3, 4, dexField, d.fields)
+func (d *dex) toCode() []group {
+	return []group{
+		d.jumpIn(1, dexOp{0x28, 1}),
+		d.jumpIn(2, dexOp{0x29, 2}, dexOp{0x32, 2}, dexOp{0x38, 2}),
+		d.jumpIn(4, dexOp{0x26, 2}, dexOp{0x2a, 2}, dexOp{0x2b, 2}, dexOp{0x2c, 2}),
+	}
+}
 
-	code(4, 2, dexMethod, dexOp{0x6e, 2}, dexOp{0x74, 2}, dexOp{0xfa, 2}, dexOp{0xfb, 2})
-	handle(4, dexMethod, 4, 8)
-	listIndex(4, 4, dexMethod, d.methods)
-	listIndex(4, 4, dexMethod, d.parameters)
-
-	code(5, 2, dexCallSite, dexOp{0xfc, 2}, dexOp{0xfd, 2})
-	code(6, 2, dexHandle, dexOp{0xfe, 2})
-
-	offset(7, dexProto, 8)
-	offset(7, dexClass, 12)
-	listOffset(8, d.parameters, 4)
-	listOffset(9, d.setRefs, 0)
-	listOffset(9, d.directories, 0)
-	listOffset(9, d.fields, 4)
-	listOffset(9, d.methods, 4)
-	offset(10, dexClass, 24)
-
-	jump(1, dexOp{0x28, 1})
-	jump(2, dexOp{0x29, 2}, dexOp{0x32, 2}, dexOp{0x38, 2})
-	jump(4, dexOp{0x26, 2}, dexOp{0x2a, 2}, dexOp{0x2b, 2}, dexOp{0x2c, 2})
-
-	offset(12, dexString, 0)
-	listOffset(13, d.sets, 0)
-	offset(14, dexClass, 28)
-	offset(15, dexClass, 20)
-	offset(16, dexCallSite, 0)
-	return all
+func (d *dex) toData() []group {
+	return []group{
+		d.offsetIn(12, dexString, 0),
+		d.offsetInList(13, d.sets, 0),
+		d.offsetIn(14, dexClass, 28),
+		d.offsetIn(15, dexClass, 20),
+		d.offsetIn(16, dexCallSite, 0),
+	}
 }
 
 // handle is the target of a method handle's member at an offset, if the handle is

@@ -65,7 +65,6 @@ func TestTieOrders(t *testing.T) {
 		{1000, 0x624f3251642e614f, 0xcb904e26bc91e68b, 0x40bdec8529af8c91},
 		{1500, 0x01c074a6ce62dd8d, 0x5a2af9ee74958449, 0x82a4ad29fdad0eb5},
 		{5000, 0x097735fc5f080273, 0xd9bc84241a7a8a41, 0x85fd9875ec867cb3},
-		{20000, 0xc33f318d89df3059, 0x41698f4ff458944b, 0x1d6844b78f19309d},
 	} {
 		for o, want := range map[tieOrder]uint64{libstdcxx: c.gnu, libcxxOld: c.llvmBefore17, libcxx: c.llvm} {
 			if h := hashOrder(o, c.n); h != want {
@@ -77,7 +76,7 @@ func TestTieOrders(t *testing.T) {
 
 func TestOrdersSort(t *testing.T) {
 	for o := stable; o < tieOrders; o++ {
-		for n := uint32(1); n < 300; n++ {
+		for n := uint32(1); n < 300; n += 3 {
 			all := tied(n, n/3+1, n%4)
 			sorted := o.sorted(all)
 			if !slices.IsSortedFunc(sorted, bySource) {
