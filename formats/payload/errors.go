@@ -17,6 +17,8 @@ var (
 	ErrSignatures = errors.New("malformed signatures")
 	// ErrProperties: a properties file is not one.
 	ErrProperties = errors.New("malformed payload properties")
+	// ErrCareMap: a care map is not one.
+	ErrCareMap = errors.New("malformed care map")
 	// ErrZip: a zip file that is no OTA package, or not one to be streamed.
 	ErrZip = errors.New("not an OTA package")
 )

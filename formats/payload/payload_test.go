@@ -438,3 +438,32 @@ func FuzzProperties(f *testing.F) {
 		}
 	})
 }
+
+func TestCareMap(t *testing.T) {
+	b, err := proto.Marshal(&pb.CareMap{Partitions: []*pb.CareMap_PartitionInfo{
+		{Name: "system", Ranges: "4,0,1000,1200,1201", Id: "ro.system.build.fingerprint", Fingerprint: "a/b/c"},
+		{Name: "vendor", Ranges: "2,0,1"},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, err := ParseCareMap(b)
+	if err != nil || len(all) != 2 || all[0].Name != "system" || all[0].Fingerprint != "a/b/c" ||
+		!slices.Equal(all[0].Ranges, []BlockRange{{0, 1000}, {1200, 1201}}) || FormatRanges(all[0].Ranges) != "4,0,1000,1200,1201" {
+		t.Errorf("found %+v, %v", all, err)
+	}
+	for _, bad := range []string{"", "2", "0", "2,1", "2,1,1", "2,2,1", "2,0,1,2", "3,0,1,2", "4,0,2,1,3", "2,-1,1", "2,0,1,", "x", "2,0,18446744073709551616"} {
+		b, err := proto.Marshal(&pb.CareMap{Partitions: []*pb.CareMap_PartitionInfo{{Name: "x", Ranges: bad}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := ParseCareMap(b); !errors.Is(err, ErrCareMap) {
+			t.Errorf("%q: expected ErrCareMap, found %v", bad, err)
+		}
+	}
+	for _, bad := range [][]byte{{0x0a}, {0x0a, 0}} {
+		if _, err := ParseCareMap(bad); !errors.Is(err, ErrCareMap) {
+			t.Errorf("%x: expected ErrCareMap, found %v", bad, err)
+		}
+	}
+}
