@@ -69,7 +69,7 @@ one that is older than the device, unless a flag says otherwise.`,
 	f.BoolVar(&i.unsigned, "unsigned", false, "trust the payload for where it comes from")
 	f.BoolVar(&i.downgrade, "downgrade", false, "take a payload that is older than the device")
 	f.BoolVar(&i.patchDown, "security-downgrade", false, "take a payload with an older security patch level")
-	f.BoolVar(&i.restart, "restart", false, "forget another payload that was being installed")
+	f.BoolVar(&i.restart, "restart", false, "drop another payload that was being installed, or is not merged")
 	f.BoolVar(&i.secondary, "secondary", false, "the zip's other payload, secondary/payload.bin")
 	f.BoolVar(&i.json, "json", false, "print a JSON object a line, for programs")
 	f.BoolVarP(&i.quiet, "quiet", "q", false, "no progress bar")
@@ -179,6 +179,8 @@ func installAdvice(err error) string {
 		return "" // it says so itself
 	case errors.Is(err, install.ErrOther):
 		return "finish that one first, or give --restart to forget it"
+	case errors.Is(err, install.ErrPending):
+		return "merge it first, or give --restart to drop it"
 	case errors.Is(err, payload.ErrTruncated):
 		return "get it again; what is installed already stays"
 	}

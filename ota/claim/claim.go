@@ -25,8 +25,13 @@ var ErrClaimed = errors.New("COW is in use by another process")
 
 // Open opens the COW at path for reading and writing and, if it is a regular
 // file, claims it. Closing the device ends the claim.
-func Open(path string) (*cow.FileDevice, error) {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
+func Open(path string) (*cow.FileDevice, error) { return open(path, os.O_RDWR) }
+
+// Create is Open for a COW that is to be written, and need not be there.
+func Create(path string) (*cow.FileDevice, error) { return open(path, os.O_RDWR|os.O_CREATE) }
+
+func open(path string, flags int) (*cow.FileDevice, error) {
+	f, err := os.OpenFile(path, flags, 0o600)
 	if err != nil {
 		return nil, err
 	}

@@ -18,6 +18,8 @@ var (
 	ErrConfig = errors.New("configuration")
 	// ErrOther: another payload is being installed.
 	ErrOther = errors.New("another payload is being installed")
+	// ErrPending: another payload is installed, and not merged.
+	ErrPending = errors.New("another payload is installed and not merged")
 )
 
 // Config is a configuration file, JSON. Paths that are not absolute are relative to

@@ -11,9 +11,11 @@ import (
 	"time"
 
 	"cowbird/cow"
+	"cowbird/formats/cowfile"
 	"cowbird/formats/payload"
 	"cowbird/formats/payload/pb"
 	"cowbird/ota/apply"
+	"cowbird/ota/claim"
 	"cowbird/ota/verify"
 )
 
@@ -103,30 +105,54 @@ func (r *run) openState() (err error) {
 	case r.state.Payload != "" && !r.state.Done && !r.o.Restart:
 		return fmt.Errorf("%w: expected the one whose metadata have SHA-256 %s, found %s", ErrOther, r.state.Payload, id)
 	}
-	// The COWs of another payload must not be taken for those of this one.
-	for name, p := range r.o.Config.Partitions {
-		if err := blank(p.Cow); err != nil {
-			return fmt.Errorf("partition %s: %w", name, err)
-		}
+	if err := r.dropCows(); err != nil {
+		return err
 	}
 	r.state = &state{Payload: id}
 	return r.state.write(r.o.Config.State)
 }
 
-// blank makes a COW unreadable, if there is one.
-func blank(path string) error {
-	if path == "" {
-		return nil
+// dropCows makes the COWs of another payload unreadable, so that they are not taken for
+// those of this one. Those of a system that may be running stay: nothing is dropped
+// before all have been looked at.
+func (r *run) dropCows() (err error) {
+	var cows []*cow.FileDevice
+	defer func() {
+		for _, d := range cows {
+			err = errors.Join(err, d.Close())
+		}
+	}()
+	for name, p := range r.o.Config.Partitions {
+		if p.Cow == "" {
+			continue
+		}
+		d, err := claim.Open(p.Cow)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("partition %s: %w", name, err)
+		}
+		cows = append(cows, d)
+		if r.state.Done && !r.o.Restart && unmerged(d) {
+			return fmt.Errorf("%w: expected %s to be merged, found it is not", ErrPending, p.Cow)
+		}
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
+	for _, d := range cows {
+		if _, err := d.WriteAt(make([]byte, cowfile.BlockSize), 0); err != nil {
+			return err
+		}
+		if err := d.Sync(); err != nil {
+			return err
+		}
 	}
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteAt(make([]byte, 4096), 0)
-	return errors.Join(err, f.Sync(), f.Close())
+	return nil
+}
+
+// unmerged tells of a complete COW whether its merge is still to come.
+func unmerged(d *cow.FileDevice) bool {
+	f, err := cowfile.Open(d, d.Size(), nil)
+	return err == nil && f.NumMergeOps() < f.NumOps()
 }
 
 func (r *run) close() {
@@ -220,13 +246,9 @@ func (r *run) intoCow(ctx context.Context, p *pb.PartitionUpdate, place Partitio
 		return err
 	}
 	defer closeOld()
-	f, err := os.OpenFile(place.Cow, os.O_RDWR|os.O_CREATE, 0o600)
+	d, err := claim.Create(place.Cow)
 	if err != nil {
 		return err
-	}
-	d, err := cow.NewFileDevice(f)
-	if err != nil {
-		return errors.Join(err, f.Close())
 	}
 	defer d.Close()
 	r.tell(p.GetPartitionName(), "")

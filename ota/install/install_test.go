@@ -18,6 +18,7 @@ import (
 	"cowbird/cow"
 	"cowbird/formats/payload"
 	"cowbird/ota/apply"
+	"cowbird/ota/claim"
 	"cowbird/ota/verify"
 	"cowbird/tools/fixture"
 )
@@ -292,6 +293,37 @@ func TestOther(t *testing.T) {
 	if err := d.run(&stream{data: d.payload}, nil); !errors.Is(err, ErrConfig) {
 		t.Errorf("expected ErrConfig, found %v", err)
 	}
+}
+
+// What is installed stays until it is merged, or somebody says otherwise; and what is
+// in use stays in any case.
+func TestPending(t *testing.T) {
+	d := newDevice(t)
+	if err := d.run(&stream{data: d.payload}, nil); err != nil {
+		t.Fatal(err)
+	}
+	before := mustRead(t, d.path("system.cow"))
+	d.write("state", []byte(`{"payload":"ff","done":true}`))
+	if err := d.run(&stream{data: d.payload}, nil); !errors.Is(err, ErrPending) {
+		t.Errorf("expected ErrPending, found %v", err)
+	}
+	held, err := claim.Open(d.path("system.cow"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.run(&stream{data: d.payload}, func(o *Options) { o.Restart = true }); !errors.Is(err, claim.ErrClaimed) {
+		t.Errorf("in use: expected ErrClaimed, found %v", err)
+	}
+	if !bytes.Equal(before, mustRead(t, d.path("system.cow"))) {
+		t.Error("expected the COW to be as it was")
+	}
+	if err := held.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.run(&stream{data: d.payload}, func(o *Options) { o.Restart = true }); err != nil {
+		t.Fatal(err)
+	}
+	d.check()
 }
 
 // What is refused changes nothing.
