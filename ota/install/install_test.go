@@ -69,7 +69,7 @@ func newDevice(t testing.TB) *device {
 		}
 		partitions[p.Name] = place
 	}
-	b, err := json.Marshal(map[string]any{"state": "state", "keys": filepath.Join(from, side.PublicKey), "partitions": partitions})
+	b, err := json.Marshal(map[string]any{"state": "state", "keys": filepath.Join(from, side.PublicKey), "compression": "lz4", "partitions": partitions})
 	if err != nil {
 		t.Fatal(err)
 	}
