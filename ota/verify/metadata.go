@@ -39,10 +39,13 @@ func Read(r io.Reader, size int64, p Policy) (*payload.Metadata, error) {
 	return m, nil
 }
 
-// Metadata checks what was read already, as Read does. It must be Parse'd.
+// Metadata checks what was read and parsed already, as Read does.
 func Metadata(m *payload.Metadata, p Policy) error {
 	if err := authentic(m, p); err != nil {
 		return err
+	}
+	if m.Manifest == nil {
+		return refuse(DownloadManifestParseError, "parse it first", "manifest: expected one, found it unparsed")
 	}
 	return acceptable(m, p)
 }

@@ -396,3 +396,27 @@ func TestMalformedWraps(t *testing.T) {
 		t.Errorf("expected %v with the number found, found %v", payload.ErrManifest, err)
 	}
 }
+
+// Of several partitions that are too old the first is named.
+func TestFirstOlder(t *testing.T) {
+	manifest := update()
+	version("9")(manifest)
+	second := proto.CloneOf(manifest.Partitions[0])
+	second.PartitionName = proto.String("vendor")
+	manifest.Partitions = append(manifest.Partitions, second)
+	p := Policy{AllowUnsigned: true, Device: Device{Versions: map[string]string{"system": "10", "vendor": "10"}}}
+	_, err := Read(bytes.NewReader(build(t, manifest)), 0, p)
+	if CodeOf(err) != PayloadTimestampError || !strings.Contains(err.Error(), "partition system: expected version 10 or later, found 9") {
+		t.Errorf("expected the first partition to be named, found %v", err)
+	}
+}
+
+func TestUnparsed(t *testing.T) {
+	b := build(t, update(), "ECDSA P-256")
+	m, err := payload.ReadSigned(bytes.NewReader(b), 0, payload.Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	expectCode(t, "unparsed", Metadata(m, Policy{Keys: keysOf(t, "ECDSA P-256")}), DownloadManifestParseError)
+	expectCode(t, "unparsed, another key", Metadata(m, Policy{Keys: keysOf(t, "other")}), DownloadMetadataSignatureMismatch)
+}

@@ -73,47 +73,64 @@ func TestSumTee(t *testing.T) {
 	expectCode(t, "tee", Payload(m, s, p), Success)
 }
 
-func TestResumeSumRefused(t *testing.T) {
-	b := build(t, update(), "ECDSA P-256")
+// metadataOf reads without a policy.
+func metadataOf(t *testing.T, b []byte) *payload.Metadata {
+	t.Helper()
 	m, err := payload.Read(bytes.NewReader(b), 0, payload.Limits{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	other, err := payload.Read(bytes.NewReader(build(t, delta(update()), "ECDSA P-256")), 0, payload.Limits{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	return m
+}
+
+// stateAfter is a saved sum of a payload's first n bytes.
+func stateAfter(t *testing.T, m *payload.Metadata, b []byte, n int64) []byte {
+	t.Helper()
 	s, err := NewSum(m)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.Write(b[s.Offset() : len(b)-5])
+	s.Write(b[s.Offset():n])
 	state, err := s.MarshalBinary()
 	if err != nil {
 		t.Fatal(err)
 	}
+	return state
+}
+
+func TestResumeSumRefused(t *testing.T) {
+	b := build(t, update(), "ECDSA P-256")
+	m := metadataOf(t, b)
+	another := update()
+	another.MaxTimestamp = proto.Int64(1001)
+	other := metadataOf(t, build(t, another, "ECDSA P-256"))
 	refused := func(what string, m *payload.Metadata, state []byte) {
 		t.Helper()
 		if _, err := ResumeSum(m, state); !errors.Is(err, ErrState) {
 			t.Errorf("%s: expected %v, found %v", what, ErrState, err)
 		}
 	}
+	state := stateAfter(t, m, b, int64(len(b))-5)
 	for n := range state {
 		refused(fmt.Sprintf("%d bytes", n), m, state[:n])
 	}
 	refused("another payload", other, state)
 	refused("a byte more", m, append(bytes.Clone(state), 0))
-	for name, at := range map[string]uint64{"before the blobs": uint64(m.BlobOffset()) - 1, "before the signature": uint64(m.BlobOffset()), "negative": 1 << 63} {
+	for what, change := range map[string]func([]byte){
+		"before the signature": func(b []byte) { binary.BigEndian.PutUint64(b[33:], uint64(m.BlobOffset())) },
+		"another version":      func(b []byte) { b[0]++ },
+		"no hash":              func(b []byte) { b[43]++ },
+	} {
 		bad := bytes.Clone(state)
-		binary.BigEndian.PutUint64(bad[33:], at)
-		refused(name, m, bad)
+		change(bad)
+		refused(what, m, bad)
 	}
-	bad := bytes.Clone(state)
-	bad[0]++
-	refused("another version", m, bad)
-	bad = bytes.Clone(state)
-	bad[43]++
-	refused("no hash", m, bad)
+	state = stateAfter(t, m, b, m.BlobOffset()+10)
+	refused("another payload, early", other, state)
+	for _, at := range []uint64{0, uint64(m.BlobOffset()) - 1, 1 << 63, 1<<64 - 1} {
+		binary.BigEndian.PutUint64(state[33:], at)
+		refused(fmt.Sprintf("at %d", at), m, state)
+	}
 }
 
 func TestNewSumRefused(t *testing.T) {

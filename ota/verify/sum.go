@@ -37,7 +37,7 @@ type Sum struct {
 func NewSum(m *payload.Metadata) (*Sum, error) {
 	s := &Sum{whole: sha256.New(), signed: sha256.New(), at: m.BlobOffset()}
 	s.from, s.to = s.at, s.at
-	if off, n := m.Manifest.GetSignaturesOffset(), m.Manifest.GetSignaturesSize(); m.Manifest.SignaturesOffset != nil && n > 0 {
+	if off, n := m.Manifest.GetSignaturesOffset(), m.Manifest.GetSignaturesSize(); n > 0 && m.Manifest.SignaturesOffset != nil {
 		if n > maxSignature || off > uint64(math.MaxInt64-s.at)-n {
 			return nil, refuse(DownloadPayloadVerificationError, askProducer,
 				"payload signature: expected at most %d bytes, found %d at %d", maxSignature, n, off)

@@ -156,12 +156,15 @@ func TestZipMalformed(t *testing.T) {
 	good := cms{signers: by, hash: crypto.SHA256}.message(t, b)
 	end := bytes.Clone(comment(b, "", good))
 	binary.LittleEndian.PutUint16(end[len(b):], 77) // the zip's own length of the comment
+	noEnd := comment(b, "", good)
+	noEnd[len(b)-20]++ // its magic
 	for name, c := range map[string]struct {
 		b    []byte
 		says string
 	}{
 		"not signed":        {append(bytes.Clone(b), 0, 0), "the zip is not signed"},
-		"no zip":            {make([]byte, 5), "at least 28"},
+		"no zip":            {make([]byte, 27), "at least 28"},
+		"no end of a zip":   {noEnd, "end of the central directory at"},
 		"empty signature":   {comment(b, "x", nil), "within the comment"},
 		"another end":       {comment(b, "PK\x05\x06", good), "found another"},
 		"other lengths":     {end, "end of the central directory"},
