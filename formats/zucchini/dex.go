@@ -288,7 +288,7 @@ func fromList(entries []uint32, member uint32, target func(at uint32) uint32) []
 
 // groups has all types in order: specs/payload.md 10.
 func (d *dex) groups() []group {
-	return slices.Concat(d.toStrings(), d.toTypes(), d.toProtos(), d.toFields(), d.toMethods(), d.toOthers(), d.toCode(), d.toData())
+	return slices.Concat(d.toStrings(), d.toTypes(), d.toProtos(), d.toFields(), d.toMethods(), d.toOthers(), d.jumps(), d.toData())
 }
 
 // Each of these is a group of a pool: what refers to what, and where it is.
@@ -416,7 +416,7 @@ func (d *dex) toOthers() []group {
 	}
 }
 
-func (d *dex) toCode() []group {
+func (d *dex) jumps() []group {
 	return []group{
 		d.jumpIn(1, dexOp{0x28, 1}),
 		d.jumpIn(2, dexOp{0x29, 2}, dexOp{0x32, 2}, dexOp{0x38, 2}),

@@ -321,3 +321,66 @@ func FuzzCreate(f *testing.F) {
 		mustApply(t, p.AppendTo(nil), source, target)
 	})
 }
+
+// The types of references and their pools, in order: specs/payload.md 10.
+func TestTypes(t *testing.T) {
+	for k, pools := range map[Kind][]byte{
+		NoOp: nil, ElfX86: {0, 1, 2}, ElfX64: {0, 1, 2}, ElfARM: {0, 1, 2, 2, 2, 2, 2}, ElfARM64: {0, 1, 2, 2, 2},
+		Dex: {0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 3, 3, 3, 4, 4, 4, 4, 5, 6, 7, 7, 8, 9, 9, 9, 9, 10, 11, 11, 11,
+			12, 13, 14, 15, 16},
+		Text: {0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3},
+	} {
+		groups, err := disassemble(k, makeImage(k, 1, 1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var found []byte
+		for _, g := range groups {
+			found = append(found, g.pool)
+		}
+		if !bytes.Equal(found, pools) {
+			t.Errorf("%v: expected pools %v, found %v", k, pools, found)
+		}
+	}
+}
+
+// What some known instructions point to.
+func TestBranches(t *testing.T) {
+	for _, c := range []struct {
+		name          string
+		b             *branch
+		address, code uint32
+		target        uint32
+	}{
+		{"b", &armBranches[0], 0x103050, 0xea020100, 0x183458},
+		{"bl backwards", &armBranches[0], 0x8000, 0xebfffffe, 0x8000},
+		{"blx to the middle of a word", &armBranches[0], 0x8000, 0xfb000000, 0x800a},
+		{"beq, narrow", &armBranches[1], 0x1000, 0xd0fe, 0x1000},
+		{"b, narrow", &armBranches[2], 0x1002, 0xe7fe, 0x1002},
+		{"beq, wide", &armBranches[3], 0x1000, 0xf0008001, 0x1006},
+		{"beq, wide, backwards", &armBranches[3], 0x1000, 0xf43faffe, 0x1000},
+		{"bl", &armBranches[4], 0x1030a2, 0xf000fa01, 0x1034a8},
+		{"blx rounds down", &armBranches[4], 0x1002, 0xf000e800, 0x1004},
+		{"b of AArch64", &arm64Branches[2], 0x305070, 0x14010203, 0x34587c},
+		{"cbz", &arm64Branches[1], 0x1000, 0xb4ffffe0, 0xffc},
+		{"tbnz", &arm64Branches[0], 0x1000, 0x37080040, 0x1008},
+	} {
+		target, ok := c.b.target(c.address, c.code)
+		if !ok || target != c.target {
+			t.Errorf("%s: expected %#x, found %#x, %v", c.name, c.target, target, ok)
+		}
+		for _, to := range []uint32{c.address + 0x20, c.address - 0x20} {
+			to &^= 3
+			code, ok := c.b.retarget(c.address, c.code, to)
+			if found, _ := c.b.target(c.address, code); !ok || found != to {
+				t.Errorf("%s to %#x: %#x leads to %#x, %v", c.name, to, code, found, ok)
+			}
+		}
+		if _, ok := c.b.retarget(c.address, c.code, c.address+1<<30); ok {
+			t.Errorf("%s: leads farther than it can", c.name)
+		}
+		if _, ok := c.b.target(c.address, 0); ok {
+			t.Errorf("%s: another instruction is taken for it", c.name)
+		}
+	}
+}
