@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -123,10 +124,10 @@ func TestInstallURL(t *testing.T) {
 	}
 	for name, file := range map[string][]byte{"payload.bin": whole, "ota.zip": zipped.Bytes()} {
 		t.Run(name, func(t *testing.T) {
-			requests := 0
+			var requests atomic.Int32
 			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				http.ServeContent(w, r, "", time.Unix(1e9, 0), bytes.NewReader(file))
-				requests++
+				requests.Add(1)
 			}))
 			defer server.Close()
 			dir := t.TempDir()
@@ -135,8 +136,8 @@ func TestInstallURL(t *testing.T) {
 			}
 			var out, errs bytes.Buffer
 			code := run([]string{"install", "--unsigned", "--config", filepath.Join(dir, "config.json"), server.URL + "/" + name}, nil, &out, &errs)
-			if code != 0 || requests > 12 {
-				t.Fatalf("expected it to be installed by few requests, found %d after %d, %s", code, requests, errs.String())
+			if code != 0 || requests.Load() > 12 {
+				t.Fatalf("expected it to be installed by few requests, found %d after %d, %s", code, requests.Load(), errs.String())
 			}
 			for _, p := range m.Manifest.GetPartitions() {
 				got, err := os.ReadFile(filepath.Join(dir, p.GetPartitionName()+".img"))
