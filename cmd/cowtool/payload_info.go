@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -342,6 +343,6 @@ func statsOf(p *pb.PartitionUpdate) []typeStats {
 	for _, t := range slices.Sorted(maps.Keys(byType)) {
 		all = append(all, *byType[t])
 	}
-	slices.SortStableFunc(all, func(a, b typeStats) int { return int(int64(b.Bytes) - int64(a.Bytes)) })
+	slices.SortStableFunc(all, func(a, b typeStats) int { return cmp.Compare(b.Bytes, a.Bytes) })
 	return all
 }

@@ -112,7 +112,7 @@ func Parse(b []byte) (*Patch, error) {
 // bytes.
 func (p *Patch) AppendTo(b []byte) ([]byte, error) {
 	h := p.header()
-	if len(h) > math.MaxUint32 {
+	if int64(len(h)) > math.MaxUint32 {
 		return nil, refuse(ErrUnsupported, "header length", "at most 4 GiB", len(h))
 	}
 	b = append(b, magic...)

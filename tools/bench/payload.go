@@ -96,7 +96,7 @@ func weigh(args ...string) (seconds float64, rss int64, err error) {
 	if err := cmd.Run(); err != nil {
 		return 0, 0, fmt.Errorf("%v: %w: %s", args, err, lastLine(errs.String()))
 	}
-	return time.Since(start).Seconds(), cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss << 10, nil
+	return time.Since(start).Seconds(), int64(cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss) << 10, nil
 }
 
 // pack compresses a file chunk by chunk, in turn by each packer.
