@@ -170,17 +170,18 @@ func (o *Operation) replace(out *extentWriter) error {
 	switch o.GetType() {
 	case pb.InstallOperation_REPLACE:
 	case pb.InstallOperation_REPLACE_BZ:
-		z, err := bzip2.NewReader(in, nil)
+		z, err := bzip2Decoder(in)
 		if err != nil {
 			return o.badBlob(err)
 		}
+		defer bzip2Decoders.Put(z)
 		r = z
 	case pb.InstallOperation_REPLACE_XZ:
-		z, err := xz.NewReader(in, xzDictionary)
+		z, err := xzDecoder(in)
 		if err != nil {
 			return o.badBlob(err)
 		}
-		z.Multistream(false)
+		defer xzDecoders.Put(z)
 		r = z
 	case pb.InstallOperation_REPLACE_ZSTD:
 		z, err := zstdDecoder(in)
@@ -201,7 +202,29 @@ func (o *Operation) replace(out *extentWriter) error {
 	return nil
 }
 
-var zstdDecoders sync.Pool
+// Decoders are kept for the next operation: they hold megabytes.
+var xzDecoders, bzip2Decoders, zstdDecoders sync.Pool
+
+func xzDecoder(r io.Reader) (z *xz.Reader, err error) {
+	z, ok := xzDecoders.Get().(*xz.Reader)
+	if ok {
+		err = z.Reset(r)
+	} else {
+		z, err = xz.NewReader(r, xzDictionary)
+	}
+	if err != nil {
+		return nil, err
+	}
+	z.Multistream(false)
+	return z, nil
+}
+
+func bzip2Decoder(r io.Reader) (*bzip2.Reader, error) {
+	if z, ok := bzip2Decoders.Get().(*bzip2.Reader); ok {
+		return z, z.Reset(r)
+	}
+	return bzip2.NewReader(r, nil)
+}
 
 func zstdDecoder(r io.Reader) (*zstd.Decoder, error) {
 	if z, ok := zstdDecoders.Get().(*zstd.Decoder); ok {

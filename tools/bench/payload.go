@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"runtime/debug"
 	"sync"
 	"syscall"
 	"time"
@@ -60,6 +61,8 @@ func (b *bench) extract() error {
 	if err := errors.Join(writeKind(xz, chunks, pb.InstallOperation_REPLACE_XZ), writeKind(bz, chunks, pb.InstallOperation_REPLACE_BZ)); err != nil {
 		return err
 	}
+	chunks = nil
+	debug.FreeOSMemory() // what a child's RSS begins with is ours
 	out, peak := b.path("extracted"), int64(0)
 	got, err := alternate(b.repeats,
 		func() (float64, error) {
