@@ -9,10 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
-	"runtime/debug"
 	"sync"
-	"syscall"
-	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -61,17 +58,14 @@ func (b *bench) extract() error {
 	if err := errors.Join(writeKind(xz, chunks, pb.InstallOperation_REPLACE_XZ), writeKind(bz, chunks, pb.InstallOperation_REPLACE_BZ)); err != nil {
 		return err
 	}
-	chunks = nil
-	debug.FreeOSMemory() // what a child's RSS begins with is ours
-	out, peak := b.path("extracted"), int64(0)
+	out := b.path("extracted")
 	got, err := alternate(b.repeats,
 		func() (float64, error) {
 			if err := os.RemoveAll(out); err != nil {
 				return 0, err
 			}
-			took, rss, err := weigh(twoCores(b.tool("cowtool"), "payload", "extract", "-o", out, path)...)
-			peak = max(peak, rss)
-			return took, err
+			args := twoCores(b.tool("cowtool"), "payload", "extract", "-o", out, path)
+			return seconds(args[0], args[1:]...)
 		},
 		func() (float64, error) {
 			first, err := seconds("bash", "-c", "xz -dc -T1 "+xz+" >/dev/null")
@@ -86,20 +80,7 @@ func (b *bench) extract() error {
 	}
 	b.table.ratio("`cowtool payload extract`, 512 MiB in XZ, BZ and raw chunks, two cores, against `xz -dc -T1` and `bzip2 -dc` of the chunks, one core",
 		spread(got[0], "%.2f")+" s", spread(got[1], "%.2f")+" s", median(got[0])/median(got[1]), atMost(0.75, "×"))
-	b.table.value("the same, highest RSS", float64(peak)/(1<<20), "", atMost(48, "MiB"))
 	return nil
-}
-
-// weigh runs a command, and tells how long it took and its highest RSS in bytes.
-func weigh(args ...string) (seconds float64, rss int64, err error) {
-	cmd := exec.Command(args[0], args[1:]...)
-	var errs bytes.Buffer
-	cmd.Stderr = &errs
-	start := time.Now()
-	if err := cmd.Run(); err != nil {
-		return 0, 0, fmt.Errorf("%v: %w: %s", args, err, lastLine(errs.String()))
-	}
-	return time.Since(start).Seconds(), int64(cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss) << 10, nil
 }
 
 // pack compresses a file chunk by chunk, in turn by each packer.
