@@ -47,6 +47,7 @@ lz4                     lz4
 qemu-img                qemu-utils
 nbdinfo                 libnbd-bin
 nbdkit                  nbdkit
+veritysetup             cryptsetup-bin
 " ;;
 demo) needs=$image_needs ;;
 bench) needs="$image_needs

@@ -125,7 +125,8 @@ func (i *installation) openURL(ctx context.Context, address string, policy *veri
 	done := func() { _ = s.Close() }
 	r, err := s.From(ctx, 0)
 	if err != nil {
-		return nil, done, err
+		done()
+		return nil, nil, err
 	}
 	defer r.Close()
 	var first [4]byte

@@ -7,8 +7,10 @@
 //
 // An operation reads a blob of the payload, blocks of the old partition, or both,
 // and writes blocks that no other one writes. Old partitions are never written to. So
-// operations can be done in any order and all at once, and [Images] does so: files
-// on a host, a worker for each processor, whichever partition the work is in.
+// operations can be done in any order and all at once. [Images] does so for files on a
+// host, a worker for each processor, whichever partition the work is in, and [Direct]
+// for a partition of the other slot. [Cow] decodes ahead on all processors and writes
+// in order, since a COW is continued at labels.
 //
 // Nothing is read before its hash has been compared: not a blob, not the blocks of a
 // source. Whether the manifest that holds those hashes may be trusted is a question

@@ -12,8 +12,6 @@ var (
 	ErrOutput = errors.New("operation of another length")
 	// ErrTarget: the new partition is not what it should be.
 	ErrTarget = errors.New("new partition differs from what the payload says")
-	// ErrMemory: an operation needs more memory than is allowed.
-	ErrMemory = errors.New("operation needs too much memory")
 )
 
 // ioError is a failure of a partition, wherever it comes through.

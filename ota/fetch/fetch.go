@@ -152,7 +152,7 @@ func (s *Source) check(r *http.Response) error {
 	switch c := r.StatusCode; {
 	case c == http.StatusOK || c == http.StatusPartialContent:
 	case c >= 500 || c == http.StatusTooManyRequests || c == http.StatusRequestTimeout || c == http.StatusTooEarly:
-		return &temporary{fmt.Errorf("%w for now: %s", ErrStatus, r.Status), retryAfter(r)}
+		return &temporary{fmt.Errorf("%w, but may not next time: %s", ErrStatus, r.Status), retryAfter(r)}
 	default:
 		return fmt.Errorf("%w: expected the file, found %s", ErrStatus, r.Status)
 	}
