@@ -36,9 +36,9 @@ func OnQuiet(f func()) {
 // a page boundary, so that a backend can use direct I/O, and there is room for
 // the reply's header right before it, so that header and data leave in one write.
 type buffer struct {
-	mem     []byte
-	next    *buffer
-	reserve bool
+	mem   []byte
+	next  *buffer
+	spare *reserve // what it is, if it is one
 }
 
 func mapBuffer(size int) (*buffer, error) {
@@ -80,21 +80,50 @@ func newBufferPool(size int) *bufferPool {
 
 // get lends a buffer. Its contents are undefined.
 func (p *bufferPool) get() (*buffer, error) {
+	if b := p.ready(); b != nil {
+		return b, nil
+	}
+	return p.mmap(p.size)
+}
+
+// ready lends a buffer that nobody uses, if there is one.
+func (p *bufferPool) ready() *buffer {
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	b := p.free
 	if b != nil {
-		p.free = b.next
+		p.free, b.next = b.next, nil
 	}
-	p.mu.Unlock()
-	if b != nil {
-		b.next = nil
+	return b
+}
+
+// getFor lends a buffer for n bytes and cannot fail: when no memory is to be had
+// it waits for the device's reserve.
+func (p *bufferPool) getFor(n int, spare *reserve) *buffer {
+	if b, err := p.getNow(n, spare); err == nil {
+		return b
+	}
+	return spare.take()
+}
+
+// getNow is getFor without waiting. A small read after a pause gets the reserve if
+// that is free, since its pages are there while those of a new buffer are not.
+func (p *bufferPool) getNow(n int, spare *reserve) (*buffer, error) {
+	if b := p.ready(); b != nil {
 		return b, nil
+	}
+	if n <= reserveResident && spare.tryTakeSmall() {
+		return spare.buf, nil
 	}
 	return p.mmap(p.size)
 }
 
 // put takes a buffer back. The one used last is lent first: its pages are there.
 func (p *bufferPool) put(b *buffer) {
+	if b.spare != nil {
+		b.spare.giveBack()
+		return
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	b.next = p.free
@@ -139,8 +168,9 @@ func (p *bufferPool) expire() {
 // so that a request can always be finished. All of its address range is
 // taken beforehand, but only the start of it stays in memory.
 type reserve struct {
-	mu  sync.Mutex
-	buf *buffer
+	mu    sync.Mutex
+	buf   *buffer
+	small bool // only the resident part was asked for
 }
 
 func newReserve(size int) (*reserve, error) {
@@ -148,8 +178,8 @@ func newReserve(size int) (*reserve, error) {
 	if err != nil {
 		return nil, err
 	}
-	b.reserve = true
 	r := &reserve{buf: b}
+	b.spare = r
 	r.trim()
 	kept := b.mem[:os.Getpagesize()+min(size, reserveResident)]
 	for i := 0; i < len(kept); i += os.Getpagesize() {
@@ -164,9 +194,21 @@ func (r *reserve) take() *buffer {
 	return r.buf
 }
 
-// giveBack ends what take began.
+// tryTakeSmall takes the resident part of the reserve unless somebody uses it.
+func (r *reserve) tryTakeSmall() bool {
+	if !r.mu.TryLock() {
+		return false
+	}
+	r.small = true
+	return true
+}
+
+// giveBack ends what take or tryTakeSmall began.
 func (r *reserve) giveBack() {
-	r.trim()
+	if !r.small {
+		r.trim()
+	}
+	r.small = false
 	r.mu.Unlock()
 }
 

@@ -426,7 +426,7 @@ func TestNbdBuffers(t *testing.T) {
 	_, _ = p.Get(1) // the one in the pool
 	b, err := p.Get(1)
 	must(t, err)
-	if !b.(*buffer).reserve {
+	if b.(*buffer).spare != spare {
 		t.Error("expected the reserve, found another buffer")
 	}
 	p.Put(b)

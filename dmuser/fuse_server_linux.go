@@ -171,13 +171,8 @@ func (s *fuseServer) serveRead(req *request) {
 		s.replyError(req.unique, unix.EINVAL)
 		return
 	}
-	buf, err := s.buffers.get()
-	if err != nil {
-		buf = s.reserve.take()
-		defer s.reserve.giveBack()
-	} else {
-		defer s.buffers.put(buf)
-	}
+	buf := s.buffers.getFor(n, s.reserve)
+	defer s.buffers.put(buf)
 	if errno := fill(s.backend, buf.data()[:n], int64(req.offset)); errno != 0 {
 		s.replyError(req.unique, errno)
 		return

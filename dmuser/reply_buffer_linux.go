@@ -25,14 +25,14 @@ func (p *replyBuffers) Get(n int) (nbd.Buffer, error) {
 	if n > p.pool.size {
 		return p.getLarge(n)
 	}
-	b, err := p.pool.get()
-	switch {
-	case err == nil:
-		return b, nil
-	case p.spare != nil:
-		return p.spare.take(), nil
+	if p.spare != nil {
+		return p.pool.getFor(n, p.spare), nil
 	}
-	return nil, err
+	b, err := p.pool.get()
+	if err != nil {
+		return nil, err
+	}
+	return b, nil
 }
 
 func (p *replyBuffers) getLarge(n int) (nbd.Buffer, error) {
@@ -47,9 +47,7 @@ func (p *replyBuffers) getLarge(n int) (nbd.Buffer, error) {
 
 func (p *replyBuffers) Put(b nbd.Buffer) {
 	switch b := b.(*buffer); {
-	case b.reserve:
-		p.spare.giveBack()
-	case len(b.mem) > os.Getpagesize()+p.pool.size:
+	case b.spare == nil && len(b.mem) > os.Getpagesize()+p.pool.size:
 		b.unmap()
 		<-p.large
 	default:

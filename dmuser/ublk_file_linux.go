@@ -62,7 +62,7 @@ func (q *ublkQueue) readNow(j *ublkJob, fd int, at int64) bool {
 		q.commit(j.tag, j.n)
 		return true
 	}
-	buf, err := d.carrier.buffers.get()
+	buf, err := d.carrier.buffers.getNow(int(j.n), d.spare)
 	if err != nil {
 		return false
 	}

@@ -101,13 +101,8 @@ func (d *ublkDev) answer(j *ublkJob) int32 {
 		}
 		return j.n
 	}
-	buf, err := d.carrier.buffers.get()
-	if err != nil {
-		buf = d.spare.take()
-		defer d.spare.giveBack()
-	} else {
-		defer d.carrier.buffers.put(buf)
-	}
+	buf := d.carrier.buffers.getFor(int(j.n), d.spare)
+	defer d.carrier.buffers.put(buf)
 	data := buf.data()[:j.n]
 	errno := fill(d.backend, data, j.off)
 	if errno == 0 {

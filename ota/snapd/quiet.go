@@ -22,9 +22,15 @@ type quiet struct {
 
 	active atomic.Int64 // things under way
 	state  atomic.Uint32
-	mu     sync.Mutex // orders rest and wake
 	timer  *time.Timer
+
+	mu     sync.Mutex // orders rest and wake
+	asleep bool
 }
+
+// wakeAfter is how long after the end of a pause things may go on as at rest. The
+// one that ends it is a request that somebody waits for.
+const wakeAfter = 5 * time.Millisecond
 
 const (
 	resting uint32 = iota // no timer
@@ -33,7 +39,7 @@ const (
 )
 
 func newQuiet(after time.Duration, rest, wake, crowd func()) *quiet {
-	q := &quiet{after: after, rest: rest, wake: wake, crowd: crowd}
+	q := &quiet{after: after, rest: rest, wake: wake, crowd: crowd, asleep: true}
 	q.timer = time.AfterFunc(time.Hour, q.expire)
 	q.timer.Stop()
 	return q
@@ -52,30 +58,29 @@ func (q *quiet) end() {
 	q.touch()
 }
 
-// touch costs one load when things are busy.
+// touch costs one load when things are busy, and never waits.
 func (q *quiet) touch() {
-	if q.state.Load() == touched || q.state.Swap(touched) != resting {
-		return
+	if q.state.Load() != touched && q.state.Swap(touched) == resting {
+		q.timer.Reset(wakeAfter)
 	}
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.wake()
-	q.timer.Reset(q.after)
 }
 
 func (q *quiet) expire() {
-	if q.active.Load() > 0 || q.state.CompareAndSwap(touched, waiting) {
-		q.timer.Reset(q.after)
-		return
-	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	// From here on a touch finds resting and waits for the mutex to wake up.
-	if !q.state.CompareAndSwap(waiting, resting) {
+	switch {
+	case q.asleep:
+		q.asleep = false
+		q.wake()
 		q.timer.Reset(q.after)
-		return
+	case q.active.Load() == 0 && q.state.CompareAndSwap(waiting, resting):
+		// A touch from here on sets the timer, which has to wait for the mutex.
+		q.rest()
+		q.asleep = true
+	default:
+		q.state.CompareAndSwap(touched, waiting)
+		q.timer.Reset(q.after)
 	}
-	q.rest()
 }
 
 func (q *quiet) stop() { q.timer.Stop() }

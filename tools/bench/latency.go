@@ -69,39 +69,55 @@ func percentile(took []time.Duration, p float64) float64 {
 	return float64(s[int(float64(len(s)-1)*p/100)].Nanoseconds()) / 1e3
 }
 
-// firstRead compares the read that wakes the daemon with those that follow.
+// firstRead compares the read that wakes the daemon with those that follow. What
+// the machine takes to wake up itself shows at a device that nobody serves.
 func (b *bench) firstRead() error {
 	defer b.undo(b.mark())
 	d, err := b.mapOurs()
 	if err != nil {
 		return err
 	}
-	if err := warm(d.device); err != nil {
-		return err
-	}
-	p, err := newProber(d.device)
+	plain, err := b.loop(b.base)
 	if err != nil {
 		return err
 	}
+	var first, following [2][]float64
+	for i, device := range []string{d.device, plain} {
+		if err := warm(device); err != nil {
+			return err
+		}
+		if first[i], following[i], err = b.firstReads(device); err != nil {
+			return err
+		}
+	}
+	what := fmt.Sprintf("first read of 4 KiB, %v after the last request, against the p50 of reads without a pause", b.settle())
+	us := func(v []float64) string { return spread(v, "%.0f") + " µs" }
+	b.table.ratio(what, us(first[0]), us(following[0]), median(first[0])/median(following[0]), atMost(2, "×"))
+	b.table.info("the same of a loop device on the plain base", us(first[1]), us(following[1]), fmt.Sprintf("%.2f", median(first[1])/median(following[1])))
+	return nil
+}
+
+func (b *bench) firstReads(device string) (first, following []float64, err error) {
+	p, err := newProber(device)
+	if err != nil {
+		return nil, nil, err
+	}
 	defer p.close()
-	var first, following []float64
 	for range b.repeats {
 		warmed, err := p.readFor(time.Second)
 		if err != nil {
-			return err
+			return nil, nil, err
 		}
 		following = append(following, percentile(warmed, 50))
 		progress("  waiting %v", b.settle())
 		time.Sleep(b.settle())
 		took, err := p.read()
 		if err != nil {
-			return err
+			return nil, nil, err
 		}
 		first = append(first, percentile([]time.Duration{took}, 50))
 	}
-	b.table.ratio(fmt.Sprintf("first read of 4 KiB, %v after the last request, against the p50 of reads without a pause", b.settle()),
-		spread(first, "%.0f")+" µs", spread(following, "%.0f")+" µs", median(first)/median(following), atMost(2, "×"))
-	return nil
+	return first, following, nil
 }
 
 // mergeLatency compares reads during merges with reads when nothing is merged.
