@@ -146,8 +146,9 @@
 // # Who serves
 //
 // A few goroutines take turns at each device; see package turns. Whatever the
-// carrier, an idle device costs one that waits, and its thread. An NBD client of
-// the exports costs no thread. No timer runs, nothing polls.
+// carrier, an idle device costs one that waits, and its thread; with FUSE one
+// thread waits for all idle devices. An NBD client of the exports costs no thread.
+// No timer runs, nothing polls.
 //
 // # Memory
 //
@@ -155,7 +156,8 @@
 // devices. Once no request has come for a second those without an owner are
 // unmapped; a buffer that a slow backend holds is not among them. See [OnQuiet]
 // for the heap. Each device has one more mapping in reserve, with its first
-// 16 KiB in memory, so that a read can be answered when nothing can be mapped.
+// 16 KiB in memory, so that a read can be answered when nothing can be mapped, and
+// a small one after a pause without touching new memory.
 //
 // The nbd driver is told not to ask for more than a buffer holds. If it does so
 // anyway, as any NBD client may, a reply that must be sent whole has a mapping of

@@ -107,11 +107,11 @@ func (c *fuseCarrier) serve(d *fuseDev, b Backend, loopNumber int) error {
 		_ = unix.Close(fd)
 		return err
 	}
-	d.server, err = newFuseServer(fd, b, c.buffers)
+	d.server, err = newFuseServer(fd, d.root, b, c.buffers)
 	if err != nil {
 		_ = unix.Close(fd)
 		_ = unix.Close(d.root)
-		return err
+		return fmt.Errorf("serve %s: %w", fuseDevice, err)
 	}
 	go d.server.lead()
 	return nil

@@ -172,7 +172,7 @@ func TestRefusedConnection(t *testing.T) {
 	d := &fuseDev{}
 	d.root, err = mountFuse(fd, false)
 	must(t, err)
-	d.server, err = newFuseServer(fd, pattern(testSize), newBufferPool(maxRead))
+	d.server, err = newFuseServer(fd, d.root, pattern(testSize), newBufferPool(maxRead))
 	must(t, err)
 	init, ok := d.server.next()
 	if !ok {

@@ -2,7 +2,6 @@ package dmuser
 
 import (
 	"errors"
-	"fmt"
 	"runtime"
 	"time"
 	"unsafe"
@@ -21,7 +20,7 @@ const (
 )
 
 // fuseServer answers the requests of one FUSE connection. Its goroutines take
-// turns; a leader that waits takes a thread.
+// turns; how the leader waits is in fuseWait.
 type fuseServer struct {
 	backend Backend
 	size    uint64
@@ -29,29 +28,34 @@ type fuseServer struct {
 	reserve *reserve
 	done    chan struct{}
 
-	fd   int // /dev/fuse, blocking; once stopping, a copy of dead
+	fd   int // /dev/fuse; once stopping, a copy of dead
 	dead int
+	wait *fuseWait
 
 	in    []byte // the leader's own
 	turns *turns.Turns
 }
 
-func newFuseServer(fd int, b Backend, buffers *bufferPool) (*fuseServer, error) {
-	dead, err := openDead()
-	if err != nil {
-		return nil, fmt.Errorf("epoll_create1: %w", err)
-	}
-	spare, err := newReserve(maxRead)
-	if err != nil {
-		_ = unix.Close(dead)
-		return nil, fmt.Errorf("map %d bytes in reserve: %w", maxRead, err)
-	}
-	s := &fuseServer{
-		backend: b, size: uint64(b.Size()), buffers: buffers, reserve: spare,
-		fd: fd, dead: dead, in: make([]byte, requestSize),
-		done: make(chan struct{}),
+// newFuseServer serves fd, a mounted /dev/fuse, which it closes in the end. root
+// is a file of what is mounted.
+func newFuseServer(fd, root int, b Backend, buffers *bufferPool) (s *fuseServer, err error) {
+	s = &fuseServer{
+		backend: b, size: uint64(b.Size()), buffers: buffers,
+		fd: fd, in: make([]byte, requestSize), done: make(chan struct{}),
 	}
 	s.turns = turns.New(turns.DefaultLimit(), s.lead, s.release)
+	if s.reserve, err = newReserve(maxRead); err != nil {
+		return nil, err
+	}
+	if s.dead, err = openDead(); err != nil {
+		s.reserve.free()
+		return nil, err
+	}
+	if s.wait, err = newFuseWait(fd, root); err != nil {
+		s.reserve.free()
+		_ = unix.Close(s.dead)
+		return nil, err
+	}
 	return s, nil
 }
 
@@ -74,7 +78,7 @@ func (s *fuseServer) lead() {
 // false means that the connection has ended.
 func (s *fuseServer) next() (request, bool) {
 	for {
-		n, err := unix.Read(s.fd, s.in)
+		n, err := s.wait.read(s.in)
 		switch {
 		case err == nil && n > 0:
 		case err == unix.EINTR, err == unix.EAGAIN, err == unix.ENOENT:
@@ -133,6 +137,7 @@ func (s *fuseServer) end() { s.turns.Finish(s.disconnect) }
 
 // release follows the last reply.
 func (s *fuseServer) release() {
+	s.wait.close()
 	_ = unix.Close(s.fd)
 	_ = unix.Close(s.dead)
 	s.reserve.free()
@@ -154,13 +159,16 @@ func openDead() (int, error) { return unix.EpollCreate1(unix.EPOLL_CLOEXEC) }
 // stop ends the connection whose file system root is of: the kernel fails what
 // it still waits for, and whatever is asked later. It does so once no thread is
 // inside a system call on /dev/fuse any more, hence the question that wakes the
-// reader. A worker that is late may still answer it; then it is asked again.
+// leader if it has a thread. A worker that is late may still answer it; then it
+// is asked again. When stop returns nobody uses root any more.
 func (s *fuseServer) stop(root int) {
 	running := s.turns.Unfinished(s.disconnect)
+	s.wait.end()
 	var fs unix.Statfs_t
 	for running && unix.Fstatfs(root, &fs) == nil {
 		runtime.Gosched()
 	}
+	s.wait.stop()
 }
 
 // serveRead answers one read. Its reply is one write: the kernel takes nothing

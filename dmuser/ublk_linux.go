@@ -490,6 +490,10 @@ func (d *ublkDev) Leave() (serving bool, err error) {
 	return false, nil
 }
 
+// leavePatience is how long the driver gets to notice that a server has left: on a
+// machine under load it has been seen to take several seconds.
+const leavePatience = 30 * time.Second
+
 // awaitLeft waits until the driver knows that the device has no server, which is
 // when the last file of it is closed, by the kernel and in the background.
 func (d *ublkDev) awaitLeft() {
@@ -498,7 +502,7 @@ func (d *ublkDev) awaitLeft() {
 		return
 	}
 	defer ctl.Close()
-	for end := time.Now().Add(ublkPatience); time.Now().Before(end); time.Sleep(closeBackoff) {
+	for end := time.Now().Add(leavePatience); time.Now().Before(end); time.Sleep(closeBackoff) {
 		if info, err := ctl.Info(d.info.ID); err != nil || info.State != ublkctl.Live {
 			return
 		}

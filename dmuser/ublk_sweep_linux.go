@@ -137,13 +137,11 @@ func (d *ublkDev) adopt(ctl *ublkctl.Control, blockSize uint32) bool {
 // recoverUblk begins to take a device over. For a moment after its server was gone,
 // or was looked for by a sweep, the driver takes it for one that is served.
 func recoverUblk(ctl *ublkctl.Control, id uint32) (err error) {
-	for range closeTries {
-		if err = ctl.StartRecovery(id); !errors.Is(err, unix.EBUSY) {
-			break
+	for end := time.Now().Add(ublkPatience); ; time.Sleep(closeBackoff) {
+		if err = ctl.StartRecovery(id); !errors.Is(err, unix.EBUSY) || time.Now().After(end) {
+			return err
 		}
-		time.Sleep(closeBackoff)
 	}
-	return err
 }
 
 // Sweep leaves alone what somebody has open: Attach goes on with it.

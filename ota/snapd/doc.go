@@ -18,7 +18,9 @@
 // listening socket, one for each client, one for each device, and these cost no
 // thread. Two seconds after the last request (of the control socket or of a
 // device) and the last merge, memory goes back to the kernel and the garbage
-// collector is told to stay away; the next request wakes it (quiet.go).
+// collector is told to stay away; a moment after the next request it is woken, which
+// that request does not wait for. Threads that a busy time has left are ended, too
+// (quiet.go).
 //
 // # Caveats
 //

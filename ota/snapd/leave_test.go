@@ -5,9 +5,12 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func exists(path string) bool {
@@ -158,6 +161,43 @@ func TestQuiet(t *testing.T) {
 	settle()
 	if rests.Load() != 2 || wakes.Load() != 2 {
 		t.Errorf("expected two of each, found %d wakes and %d rests", wakes.Load(), rests.Load())
+	}
+}
+
+// Threads that were blocked together are not kept for good.
+func TestDropThreads(t *testing.T) {
+	threads := func() int {
+		tasks, err := os.ReadDir("/proc/self/task")
+		if err != nil {
+			t.Skip("needs /proc: ", err)
+		}
+		return len(tasks)
+	}
+	const blocked = 24
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	var readers sync.WaitGroup
+	for range blocked {
+		readers.Go(func() { _, _ = unix.Read(fds[0], make([]byte, 1)) })
+	}
+	for threads() < blocked {
+		time.Sleep(time.Millisecond)
+	}
+	_ = unix.Close(fds[1])
+	readers.Wait()
+	_ = unix.Close(fds[0])
+	before := threads()
+	dropThreads(before)
+	if got := threads(); got < blocked {
+		t.Errorf("expected nothing to be done for that many devices, found %d threads of %d", got, before)
+	}
+	dropThreads(0)
+	for end := time.Now().Add(10 * time.Second); threads() > before-blocked/2; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("expected most of %d threads to end, found %d", before, threads())
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package snapd
 
 import (
+	"os"
 	"runtime"
 	"runtime/debug"
 	"sync"
@@ -102,6 +103,32 @@ func restHeap() {
 		debug.FreeOSMemory()
 	}
 	debug.SetGCPercent(-1)
+}
+
+// restThreads is about what a daemon at rest needs: the runtime's two, the one that
+// watches for requests, and one to run whatever comes.
+const restThreads = 4
+
+// dropThreads ends threads that a busy time has left behind: the runtime never does,
+// but one whose goroutine ends while it is locked to it ends as well. With some
+// carriers each device has one that waits, which cannot be told from the others.
+func dropThreads(devices int) {
+	tasks, err := os.ReadDir("/proc/self/task")
+	if err != nil || len(tasks) <= restThreads+devices {
+		return // not Linux, or not worth it
+	}
+	var held sync.WaitGroup
+	release := make(chan struct{})
+	for range len(tasks) - restThreads {
+		held.Add(1)
+		go func() {
+			runtime.LockOSThread()
+			held.Done()
+			<-release
+		}()
+	}
+	held.Wait()
+	close(release)
 }
 
 func wakeHeap() { debug.SetGCPercent(gcPercent) }

@@ -252,6 +252,7 @@ func (s *Server) rest() {
 	}
 	restHeap()
 	s.procs.narrow()
+	dropThreads(len(s.all()))
 	s.log.Debug("quiet: memory given back")
 	if s.cfg.restHook != nil {
 		s.cfg.restHook()
