@@ -48,6 +48,7 @@ qemu-img                qemu-utils
 nbdinfo                 libnbd-bin
 nbdkit                  nbdkit
 veritysetup             cryptsetup-bin
+protoc                  protobuf-compiler
 " ;;
 demo) needs=$image_needs ;;
 bench) needs="$image_needs
