@@ -49,6 +49,9 @@ nbdinfo                 libnbd-bin
 nbdkit                  nbdkit
 veritysetup             cryptsetup-bin
 protoc                  protobuf-compiler
+mkenvimage              u-boot-tools
+fw_setenv               libubootenv-tool
+grub-editenv            grub-common
 " ;;
 demo) needs=$image_needs ;;
 bench) needs="$image_needs
