@@ -52,6 +52,7 @@ protoc                  protobuf-compiler
 mkenvimage              u-boot-tools
 fw_setenv               libubootenv-tool
 grub-editenv            grub-common
+systemd-analyze         systemd
 " ;;
 demo) needs=$image_needs ;;
 bench) needs="$image_needs

@@ -77,7 +77,7 @@ func (e *entries) parse(file string) (slot int, found entry, ok bool) {
 }
 
 // compare is the boot loader's order: first those that are not bad, then by number from
-// the highest. A file system that does not rename in one step may have left two of a
+// the highest, then by letter from the last. A file system that does not rename in one step may have left two of a
 // slot; then one that is good comes before one that is counted.
 func compare(a, b entry) int {
 	switch {
@@ -85,6 +85,8 @@ func compare(a, b entry) int {
 		return order(b.name.Bad())
 	case a.serial != b.serial:
 		return order(a.serial > b.serial)
+	case a.name.ID != b.name.ID:
+		return order(a.name.ID > b.name.ID)
 	case a.name.Counted != b.name.Counted:
 		return order(b.name.Counted)
 	}

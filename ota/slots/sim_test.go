@@ -251,7 +251,8 @@ func rigs() []rig {
 		{"U-Boot, bootcount", Config{UBoot: &UBoot{Copies: two, Size: 1024, Scheme: "bootcount"}}, factoryEnv(two, map[string]string{"bootlimit": "3"}),
 			bootCounted(&environment{copies: two, size: 1024}), 3, false, true},
 		{"GRUB", Config{Grub: &Grub{Path: grubPath}}, factoryGrub(), bootGrub, 1, true, true},
-		{"entries", Config{Entries: &Entries{Dir: entryDir}}, factoryEntries(), bootEntries, 3, false, true},
+		{"entries", Config{Entries: &Entries{Dir: entryDir}}, factoryEntries("cowbird-9-a.conf", "cowbird-8-b+0.conf"), bootEntries, 3, false, true},
+		{"entries, same numbers", Config{Entries: &Entries{Dir: entryDir}}, factoryEntries("cowbird-9-a.conf", "cowbird-9-b+0.conf"), bootEntries, 3, false, true},
 	}
 }
 
@@ -292,9 +293,9 @@ func factoryGrub() map[string][]byte {
 	return map[string][]byte{grubPath: b}
 }
 
-func factoryEntries() map[string][]byte {
+func factoryEntries(ours ...string) map[string][]byte {
 	files := map[string][]byte{}
-	for _, n := range []string{"cowbird-9-a.conf", "cowbird-8-b+0.conf", "zz.conf", "cowbird-x-a.conf", "cowbird-10-c.conf", "notes.txt"} {
+	for _, n := range append(ours, "zz.conf", "cowbird-x-a.conf", "cowbird-10-c.conf", "notes.txt") {
 		files[path.Join(entryDir, n)] = []byte("title " + n + "\n")
 	}
 	return files
@@ -375,19 +376,27 @@ func (d *memDisk) list(dir string) (names []string, err error) {
 	return names, nil
 }
 
-// writeAt is torn after an eighth, half or all but one of the bytes, or has only what comes
-// behind that.
+// writeAt is torn at one of the bytes that it changes: the first ones after which there is
+// another, in the middle, or the last; and only what comes before that is written, or
+// only what comes behind.
 func (d *memDisk) writeAt(name string, b []byte, at int64) error {
 	to, found := d.files[name]
 	if !found || at+int64(len(b)) > int64(len(to)) {
 		return fs.ErrNotExist
 	}
-	return d.point(func() { copy(to[at:], b) }, func(way int) {
-		n := []int{len(b) / 8, len(b) / 2, len(b) - 1}[way%3]
+	to = to[at : at+int64(len(b))]
+	return d.point(func() { copy(to, b) }, func(way int) {
+		var changed []int
+		for i := range b {
+			if b[i] != to[i] {
+				changed = append(changed, i)
+			}
+		}
+		n := changed[[]int{min(1, len(changed)-1), len(changed) / 2, len(changed) - 1}[way%3]]
 		if way < 3 {
-			copy(to[at:], b[:n])
+			copy(to, b[:n])
 		} else {
-			copy(to[at+int64(n):], b[n:])
+			copy(to[n:], b[n:])
 		}
 	})
 }
