@@ -72,6 +72,9 @@ func (osDisk) writeAt(path string, b []byte, at int64) error {
 }
 
 func (osDisk) replace(path string, b []byte) error {
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		path = real // renaming would replace the link
+	}
 	mode := os.FileMode(0o644)
 	if info, err := os.Stat(path); err == nil {
 		mode = info.Mode().Perm()

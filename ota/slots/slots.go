@@ -46,7 +46,8 @@ type Slots interface {
 	// successful, then the boot loader falls back. The errors are ErrSlot, ErrState and,
 	// for any slot but the running one, ErrMerging.
 	SetActive(slot int) error
-	// IsBootable says whether the boot loader may take a slot at all.
+	// IsBootable says whether the boot loader may take a slot at the next boot. Where
+	// one boot is all there is the running slot is not, until it is marked.
 	IsBootable(slot int) (bool, error)
 	// IsSuccessful says whether a slot has been marked as successful since it was made
 	// active.

@@ -71,7 +71,14 @@ func TestGrubEditenv(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "grubenv")
 	tool(t, "grub-editenv", "grub-common", file, "create")
 	tool(t, "grub-editenv", "grub-common", file, "set", "saved_entry=x")
-	update(t, Config{Grub: &Grub{Path: file}})
+	link := file + "-link"
+	if err := os.Symlink("grubenv", link); err != nil {
+		t.Fatal(err)
+	}
+	update(t, Config{Grub: &Grub{Path: link}})
+	if to, err := os.Readlink(link); err != nil || to != "grubenv" {
+		t.Errorf("expected the link to stay, found %q, %v", to, err)
+	}
 	got := tool(t, "grub-editenv", "grub-common", file, "list")
 	if want := "saved_entry=x\nA_OK=1\nA_TRY=0\nA_GOOD=1\nB_OK=1\nB_TRY=0\nB_GOOD=0\ncowbird_merge=snapshotted 0\nORDER=B A\n"; got != want {
 		t.Errorf("expected\n%s, found\n%s", want, got)
