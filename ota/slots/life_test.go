@@ -62,8 +62,13 @@ func anyLife(t *testing.T, rt *rapid.T, r rig) {
 		},
 		"active": func(rt *rapid.T) {
 			n, before := slot.Draw(rt, "slot"), now()
+			running, _ := s.Current()
+			was, _ := s.IsSuccessful(n)
 			if !ask(rt, s.SetActive(n), before, ErrMerging) {
 				return
+			}
+			if good, err := s.IsSuccessful(n); err != nil || was && !good && n == running || good && n != running {
+				rt.Fatalf("%s: expected slot %d on trial, unless it runs and was successful, found %v, %v", before, n, good, err)
 			}
 			if active, err := s.Active(); err != nil || active != n {
 				rt.Fatalf("%s: expected slot %d to be active, found %d, %v", before, n, active, err)

@@ -107,7 +107,7 @@ func TestConformance(t *testing.T) {
 	for _, r := range rigs() {
 		for name, test := range map[string]func(*machine){
 			"slots": testSlots, "fall back": testFallBack, "stay": testStay, "take back": testTakeBack, "go back": testGoBack, "merge": testMerge, "last": testLast,
-			"others": testOthers, "mark late": testMarkLate,
+			"others": testOthers, "mark late": testMarkLate, "trial goes on": testTrial,
 		} {
 			t.Run(r.name+"/"+name, func(t *testing.T) {
 				m, _ := inMemory(t, r)
@@ -306,4 +306,16 @@ func TestNoNeedlessWrites(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A slot on trial that is made active again, while it runs, stays on trial.
+func testTrial(m *machine) {
+	m.do(m.first().SetActive(1))
+	s := m.up(1)
+	m.do(s.SetActive(1))
+	m.is(1, both, [2]bool{true, false})
+	for range m.tries {
+		m.up(1)
+	}
+	m.up(0)
 }

@@ -209,8 +209,9 @@ func (t *ubootCount) put(slot int, trial string) error {
 	return errors.Join(t.set(t.slotName(), t.config.Names[slot]), t.set(upgradeAvailable, trial), t.set(bootCount, "0"))
 }
 
+// setActive puts a slot on trial, but for the running one if its trial is over.
 func (t *ubootCount) setActive(slot, running int) error {
-	if slot == running {
+	if slot == running && t.successful(slot) {
 		return t.put(slot, "0")
 	}
 	return t.put(slot, "1")
