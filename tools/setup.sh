@@ -48,6 +48,11 @@ qemu-img                qemu-utils
 nbdinfo                 libnbd-bin
 nbdkit                  nbdkit
 veritysetup             cryptsetup-bin
+protoc                  protobuf-compiler
+mkenvimage              u-boot-tools
+fw_setenv               libubootenv-tool
+grub-editenv            grub-common
+systemd-analyze         systemd
 " ;;
 demo) needs=$image_needs ;;
 bench) needs="$image_needs
