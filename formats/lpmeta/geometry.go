@@ -44,16 +44,17 @@ func geometryOffset(backup bool) int64 {
 	return reservedSize
 }
 
-func (g Geometry) check() error {
+// check refuses what cannot be a geometry, with kind.
+func (g Geometry) check(kind error) error {
 	m, block := g.MetadataMaxSize, g.LogicalBlockSize
 	if m == 0 || m%SectorSize != 0 || m > MaxMetadataSize {
-		return refuse(ErrCorrupt, "geometry: metadata_max_size", fmt.Sprintf("a multiple of 512, at most %d", MaxMetadataSize), m)
+		return refuse(kind, "geometry: metadata_max_size", fmt.Sprintf("a multiple of 512, at most %d", MaxMetadataSize), m)
 	}
 	if g.SlotCount == 0 || g.SlotCount > MaxSlots {
-		return refuse(ErrCorrupt, "geometry: slot_count", fmt.Sprintf("1 to %d", MaxSlots), g.SlotCount)
+		return refuse(kind, "geometry: slot_count", fmt.Sprintf("1 to %d", MaxSlots), g.SlotCount)
 	}
 	if block == 0 || block%SectorSize != 0 {
-		return refuse(ErrCorrupt, "geometry: logical_block_size", "a multiple of 512", block)
+		return refuse(kind, "geometry: logical_block_size", "a multiple of 512", block)
 	}
 	return nil
 }
@@ -92,7 +93,7 @@ func parseGeometry(b []byte) (g Geometry, err error) {
 		return g, err
 	}
 	g = Geometry{le.Uint32(b[40:]), le.Uint32(b[44:]), le.Uint32(b[48:])}
-	return g, g.check()
+	return g, g.check(ErrCorrupt)
 }
 
 // checkSum compares the SHA-256 of b, with the field at off zeroed, to the field.

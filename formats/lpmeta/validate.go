@@ -8,13 +8,13 @@ import (
 )
 
 // maxSectors keeps all sizes in bytes within an int64.
-const maxSectors = math.MaxInt64 / SectorSize
+const maxSectors uint64 = math.MaxInt64 / SectorSize
 
 // Validate checks every rule of the format that does not concern the bytes:
 // Read, Update, Flash, WriteImage and Export have done so, for what comes out of
 // them or goes in.
 func (m *Metadata) Validate() error {
-	if err := m.Geometry.check(); err != nil {
+	if err := m.Geometry.check(ErrCorrupt); err != nil {
 		return err
 	}
 	if m.Major != majorVersion || m.Minor > maxMinor {
