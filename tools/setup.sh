@@ -48,6 +48,8 @@ qemu-img                qemu-utils
 nbdinfo                 libnbd-bin
 nbdkit                  nbdkit
 veritysetup             cryptsetup-bin
+make-dynpart-mappings   make-dynpart-mappings
+img2simg                android-sdk-libsparse-utils
 " ;;
 demo) needs=$image_needs ;;
 bench) needs="$image_needs

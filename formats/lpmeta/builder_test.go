@@ -12,9 +12,9 @@ import (
 )
 
 const (
-	kib = 1 << 10
-	mib = 1 << 20
-	gib = 1 << 30
+	kib        = 1 << 10
+	mib        = 1 << 20
+	gib uint64 = 1 << 30
 )
 
 // small is a device of 1 MiB without alignment.

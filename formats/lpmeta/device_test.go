@@ -1,5 +1,13 @@
 package lpmeta
 
+// The checklist's LPB and LPI behaviours are cited by the tests here, but for:
+//
+//	LPI-015  is a test of cowtool super, where sparse images are made
+//	LPI-017  retrofit devices, with two sets of devices, are not updated by
+//	         Virtual A/B (specs/snapshot-manager.md 5.2)
+//	LPI-026  is the layout of fastboot's flashing tool; what of it concerns all,
+//	         large aligned metadata, is in TestFirstSector
+
 import (
 	"bytes"
 	"encoding/binary"
