@@ -53,6 +53,8 @@ mkenvimage              u-boot-tools
 fw_setenv               libubootenv-tool
 grub-editenv            grub-common
 systemd-analyze         systemd
+make-dynpart-mappings   make-dynpart-mappings
+img2simg                android-sdk-libsparse-utils
 " ;;
 demo) needs=$image_needs ;;
 bench) needs="$image_needs
