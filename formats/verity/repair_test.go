@@ -85,16 +85,19 @@ func syndromesOf(word []byte, roots int) (out []byte) {
 	return out
 }
 
+// small blocks make deep trees of few bytes.
+const small = 512
+
 // protect makes the area of data and tree, and its error correction.
 func protect(t testing.TB, algorithm string, blocks, roots int) (fixed, *Protected) {
 	t.Helper()
-	tree, err := NewTree(algorithm, []byte("salt"), 4096)
+	tree, err := NewTree(algorithm, []byte("salt"), small)
 	if err != nil {
 		t.Fatal(err)
 	}
-	size := int64(blocks) * 4096
+	size := int64(blocks) * small
 	area := fixed(noise(7, int(size+tree.Size(size))))
-	p := &Protected{Tree: tree, Size: size, TreeOffset: size, FEC: FEC{roots, 4096}, AreaSize: int64(len(area))}
+	p := &Protected{Tree: tree, Size: size, TreeOffset: size, FEC: FEC{roots, small}, AreaSize: int64(len(area))}
 	if p.Root, err = tree.Build(area, size, io.NewOffsetWriter(area, size)); err != nil {
 		t.Fatal(err)
 	}
@@ -108,14 +111,14 @@ func protect(t testing.TB, algorithm string, blocks, roots int) (fixed, *Protect
 
 func spoil(area []byte, blocks ...int) {
 	for _, b := range blocks {
-		for i := range 4096 {
-			area[b*4096+i] ^= byte(i) | 1
+		for i := range small {
+			area[b*small+i] ^= byte(i) | 1
 		}
 	}
 }
 
 func TestCheck(t *testing.T) {
-	area, p := protect(t, "sha256", 20000, 2)
+	area, p := protect(t, "sha256", 4000, 2)
 	tree := bytes.NewReader(area[p.Size:])
 	check := func(wantData, wantTree []int64) {
 		t.Helper()
@@ -131,13 +134,13 @@ func TestCheck(t *testing.T) {
 		}
 	}
 	check(nil, nil)
-	area[5*4096+7] ^= 1
-	area[19999*4096] ^= 1
-	check([]int64{5, 19999}, nil)
-	area[(20000+3)*4096+4090] ^= 1 // hash of block 127
-	check([]int64{5, 127, 19999}, []int64{3})
-	area[20000*4096] ^= 0x80 // the top: hash of the tree's block 1
-	check([]int64{5, 127, 19999}, []int64{0, 1, 3})
+	area[5*small+7] ^= 1
+	area[3999*small] ^= 1
+	check([]int64{5, 3999}, nil)
+	area[(4000+18)*small+500] ^= 1 // hash of block 31: level 0 is behind 1 and 16 blocks
+	check([]int64{5, 31, 3999}, []int64{18})
+	area[4000*small] ^= 0x80 // the top: hash of the tree's block 1
+	check([]int64{5, 31, 3999}, []int64{0, 1, 18})
 	d, err := p.Tree.Check(area, p.Size, tree, noise(1, 32))
 	if err != nil || d.Tree.First() != 0 || d.Data.First() != 5 || d.Data.Count() != 3 {
 		t.Errorf("another root: expected the top to be bad, found %v, %v", d.Err(), err)
@@ -159,7 +162,7 @@ func TestCheckRoot(t *testing.T) {
 func TestCheckOneBlock(t *testing.T) {
 	area, p := protect(t, "sha256", 1, 2)
 	area[9] ^= 1
-	d, err := p.Tree.Check(area, 4096, bytes.NewReader(nil), p.Root)
+	d, err := p.Tree.Check(area, small, bytes.NewReader(nil), p.Root)
 	if err != nil || d.Data.Count() != 1 || d.Tree.Count() != 0 || d.Tree.First() != -1 {
 		t.Errorf("expected one bad block, found %v, %v", d.Err(), err)
 	}
@@ -179,7 +182,7 @@ func TestCheckRefuses(t *testing.T) {
 		"size":       {4097, area, p.Root, ErrSize},
 		"nothing":    {0, area, p.Root, ErrSize},
 		"root":       {p.Size, area, p.Root[:31], ErrUnsupported},
-		"short tree": {p.Size, area[:4096*3], p.Root, io.ErrUnexpectedEOF},
+		"short tree": {p.Size, area[:small*3], p.Root, io.ErrUnexpectedEOF},
 		"short data": {p.Size * 1000, area, p.Root, io.ErrUnexpectedEOF},
 	} {
 		if _, err := p.Tree.Check(area, c.size, c.tree, c.root); !errors.Is(err, c.want) {
@@ -189,10 +192,10 @@ func TestCheckRefuses(t *testing.T) {
 	for what, change := range map[string]func(p *Protected){
 		"root":        func(p *Protected) { p.Root = nil },
 		"roots":       func(p *Protected) { p.FEC.Roots = 25 },
-		"block size":  func(p *Protected) { p.FEC.BlockSize = 512 },
+		"block size":  func(p *Protected) { p.FEC.BlockSize = 4096 },
 		"no block":    func(p *Protected) { p.FEC.BlockSize = 0 },
 		"tree":        func(p *Protected) { p.TreeOffset = p.AreaSize },
-		"tree inside": func(p *Protected) { p.TreeOffset = 4096 },
+		"tree inside": func(p *Protected) { p.TreeOffset = small },
 		"area":        func(p *Protected) { p.AreaSize = p.Size },
 		"parity":      func(p *Protected) { p.Parity = bytes.NewReader(nil); area[0] ^= 1 },
 	} {
@@ -214,7 +217,7 @@ func TestRepair(t *testing.T) {
 		left         int64
 	}{
 		{"nothing", 600, 2, func(fixed, *Protected, int) {}, 0},
-		{"a byte", 600, 2, func(a fixed, _ *Protected, _ int) { a[4096*17+5] ^= 1 }, 0},
+		{"a byte", 600, 2, func(a fixed, _ *Protected, _ int) { a[small*17+5] ^= 1 }, 0},
 		{"a run as long as the rounds allow", 2000, 2, func(a fixed, _ *Protected, r int) {
 			for b := range 2 * r {
 				spoil(a, 100+b)
@@ -224,14 +227,14 @@ func TestRepair(t *testing.T) {
 		{"more than that", 2000, 2, func(a fixed, _ *Protected, r int) { spoil(a, 3, 3+r, 3+2*r) }, 3},
 		{"more than that, but in different bytes", 2000, 2, func(a fixed, _ *Protected, r int) {
 			for i := range 20 {
-				a[(3+i*r/2*2)*4096+i] ^= 0xff
+				a[(3+i*r/2*2)*small+i] ^= 0xff
 			}
 		}, 0},
 		{"the whole tree", 300, 24, func(a fixed, p *Protected, _ int) { clear(a[p.Size:]) }, 0},
-		{"tree and data", 20000, 4, func(a fixed, _ *Protected, _ int) { spoil(a, 20000, 20001, 20005, 0, 1, 19999, 12345) }, 0},
+		{"tree and data", 4500, 4, func(a fixed, _ *Protected, _ int) { spoil(a, 4500, 4501, 4502, 4503, 4507, 0, 1, 4499, 2345) }, 0},
 		{"parity", 2000, 4, func(a fixed, p *Protected, _ int) {
-			for k := range 4096 {
-				p.Parity.(fixed)[(2*4096+k)*4+k%4] ^= 1
+			for k := range small {
+				p.Parity.(fixed)[(2*small+k)*4+k%4] ^= 1
 			}
 			spoil(a, 2)
 		}, 0},
@@ -254,8 +257,8 @@ func TestRepair(t *testing.T) {
 			t.Errorf("%s: expected %d bad blocks to be left, found %v, equal %v", c.name, c.left, left.Err(), bytes.Equal(area, want))
 		}
 		changed := 0
-		for b := 0; b < len(area); b += 4096 {
-			if !bytes.Equal(area[b:b+4096], before[b:b+4096]) {
+		for b := 0; b < len(area); b += small {
+			if !bytes.Equal(area[b:b+small], before[b:b+small]) {
 				changed++
 			}
 		}
@@ -276,7 +279,7 @@ func TestRepairAgainstVeritysetup(t *testing.T) {
 		write(t, file("data"), area[:p.Size])
 		fec := []string{"--fec-device=" + file("fec"), fmt.Sprint("--fec-roots=", c.roots)}
 		run := func(options []string, words ...string) ([]byte, error) {
-			words = append(words, "--no-superblock", "--hash=sha256", "--salt="+hex.EncodeToString([]byte("salt")))
+			words = append(words, "--no-superblock", fmt.Sprint("--data-block-size=", small), fmt.Sprint("--hash-block-size=", small), "--hash=sha256", "--salt="+hex.EncodeToString([]byte("salt")))
 			return exec.Command(tool, append(words, options...)...).CombinedOutput()
 		}
 		if out, err := run(fec, "format", file("data"), file("tree")); err != nil {
@@ -344,7 +347,7 @@ func FuzzRepair(f *testing.F) {
 			t.Fatal("expected the data as they were, found others")
 		}
 		for block := range repaired.Data.All() {
-			if left.Tree.Count() == 0 && !bytes.Equal(area[block*4096:][:4096], want[block*4096:][:4096]) {
+			if left.Tree.Count() == 0 && !bytes.Equal(area[block*small:][:small], want[block*small:][:small]) {
 				t.Fatalf("block %d: expected it to be repaired, found something else", block)
 			}
 		}
@@ -353,7 +356,7 @@ func FuzzRepair(f *testing.F) {
 
 func BenchmarkTree(b *testing.B) {
 	data := noise(1, 64<<20)
-	tree, err := NewTree("sha256", noise(2, 32), 4096)
+	tree, err := NewTree("sha256", noise(2, 32), small)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -366,7 +369,7 @@ func BenchmarkTree(b *testing.B) {
 }
 
 func BenchmarkCheck(b *testing.B) {
-	area, p := protect(b, "sha256", 16384, 2)
+	area, p := protect(b, "sha256", 100000, 2)
 	b.SetBytes(p.Size)
 	for b.Loop() {
 		if d, err := p.Tree.Check(area, p.Size, bytes.NewReader(area[p.Size:]), p.Root); err != nil || d.Err() != nil {
@@ -376,8 +379,8 @@ func BenchmarkCheck(b *testing.B) {
 }
 
 func BenchmarkRepair(b *testing.B) {
-	area, p := protect(b, "sha256", 16384, 2)
-	b.SetBytes(4096)
+	area, p := protect(b, "sha256", 100000, 2)
+	b.SetBytes(small)
 	for b.Loop() {
 		spoil(area, 100)
 		if _, _, err := p.Repair(area); err != nil {
