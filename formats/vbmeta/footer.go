@@ -126,17 +126,25 @@ func (l Layout) PartitionSize(vbmeta int) int64 {
 	return l.VBMetaOffset + blocks(int64(vbmeta)) + blockSize
 }
 
+// CheckRoom tells whether a partition takes metadata of so many bytes. The error wraps
+// ErrNoRoom.
+func (l Layout) CheckRoom(vbmeta int, partitionSize int64) error {
+	if need := l.PartitionSize(vbmeta); partitionSize < need || partitionSize%blockSize != 0 {
+		return refuse(ErrNoRoom, "partition", fmt.Sprintf("a multiple of %d bytes, at least %d", blockSize, need), partitionSize)
+	}
+	return nil
+}
+
 // AppendFooter writes the metadata and, at the end of the partition, the footer. With a
 // partition size of 0 that is right behind them. What lies between is left alone; where
 // the output is a file that was shorter, it is a hole. The error wraps ErrNoRoom if the
 // partition is too small.
 func AppendFooter(w io.WriterAt, l Layout, vbmeta []byte, partitionSize int64) (*Footer, error) {
-	need := l.PartitionSize(len(vbmeta))
 	if partitionSize == 0 {
-		partitionSize = need
+		partitionSize = l.PartitionSize(len(vbmeta))
 	}
-	if partitionSize < need || partitionSize%blockSize != 0 {
-		return nil, refuse(ErrNoRoom, "partition", fmt.Sprintf("a multiple of %d bytes, at least %d", blockSize, need), partitionSize)
+	if err := l.CheckRoom(len(vbmeta), partitionSize); err != nil {
+		return nil, err
 	}
 	f := &Footer{OriginalImageSize: l.OriginalImageSize, VBMetaOffset: l.VBMetaOffset, VBMetaSize: int64(len(vbmeta))}
 	padded := make([]byte, blocks(int64(len(vbmeta))))

@@ -70,6 +70,9 @@ func (t *Tree) Size(data int64) (n int64) {
 	return n
 }
 
+// RootSize is how many bytes a root has.
+func (t *Tree) RootSize() int { return t.hash().Size() }
+
 // Build reads size bytes of data, whole blocks, and writes the tree to out, a level
 // at a time. It gives the root's hash. Besides the tree, which is kept in
 // memory until then, it needs 1 MiB a processor.
