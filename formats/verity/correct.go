@@ -147,3 +147,35 @@ func (c *corrector) slope(x byte) (v byte) {
 	}
 	return v
 }
+
+// weights tell how to fill in erased bytes where nothing else is wrong, which depends
+// on their positions alone: the byte at erased[j] is off by the sum of weights[j][i] times
+// syndrome i. As many syndromes do as there are erasures.
+func weights(erased []int) [][]byte {
+	out, n := make([][]byte, len(erased)), len(erased)
+	c := newCorrector(n)
+	for i := range erased {
+		unit := make([]byte, n)
+		unit[i] = 1
+		found, _ := c.correct(unit, erased)
+		for j, position := range erased {
+			for _, f := range found {
+				if f.position == position {
+					out[j] = append(out[j], f.value)
+				}
+			}
+		}
+	}
+	return out
+}
+
+// addProducts adds each byte of from, times a factor, to that of to.
+func addProducts(to, from []byte, factor byte) {
+	var products [256]byte
+	for b := range products {
+		products[b] = times(byte(b), factor)
+	}
+	for k, b := range from {
+		to[k] ^= products[b]
+	}
+}

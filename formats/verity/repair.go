@@ -1,6 +1,8 @@
 package verity
 
 import (
+	"bytes"
+	"crypto/subtle"
 	"fmt"
 	"io"
 )
@@ -123,24 +125,60 @@ func (r *round) attempt(erased []int, repaired *Blocks) error {
 // correct gives the bad blocks as they would be.
 func (r *round) correct(erased []int) [][]byte {
 	out := make([][]byte, len(r.bad))
+	for i, position := range r.bad {
+		out[i] = bytes.Clone(r.contents(position))
+	}
+	syndromes := r.syndromes()
+	if len(erased) > 0 {
+		r.fill(out, erased, syndromes)
+	}
+	r.correctEach(out, erased, syndromes)
+	return out
+}
+
+// fill does what is needed in most code words, all of them at once: it fills in the erased
+// bytes, and leaves the syndromes of what else is wrong.
+func (r *round) fill(out [][]byte, erased []int, syndromes []byte) {
+	n := int(r.BlockSize)
+	values := make([][]byte, len(erased))
+	for j, w := range weights(erased) {
+		values[j] = make([]byte, n)
+		for i := range erased {
+			addProducts(values[j], syndromes[i*n:][:n], w[i])
+		}
+		addProducts(out[j], values[j], 1)
+	}
+	for j, position := range erased {
+		x, power := over(1, locatorOf(position)), byte(1)
+		for i := range r.Roots {
+			addProducts(syndromes[i*n:][:n], values[j], power)
+			power = times(power, x)
+		}
+	}
+}
+
+// correctEach corrects those code words in which something is wrong. Where that is too
+// much, the bytes are left as they were: some may be right.
+func (r *round) correctEach(out [][]byte, erased []int, syndromes []byte) {
 	place := map[int]int{}
 	for i, position := range r.bad {
-		out[i] = append([]byte(nil), r.contents(position)...)
 		place[position] = i
 	}
-	syndromes, c := r.syndromes(), newCorrector(r.Roots)
-	one := make([]byte, r.Roots)
+	c, one := newCorrector(r.Roots), make([]byte, r.Roots)
 	for k := range int(r.BlockSize) {
-		any := byte(0)
+		wrong := byte(0)
 		for i := range one {
 			one[i] = syndromes[i*int(r.BlockSize)+k]
-			any |= one[i]
+			wrong |= one[i]
 		}
-		if any == 0 {
+		if wrong == 0 {
 			continue
 		}
 		found, ok := c.correct(one, erased)
 		if !ok {
+			for i, position := range r.bad {
+				out[i][k] = r.contents(position)[k]
+			}
 			continue
 		}
 		for _, e := range found {
@@ -149,7 +187,6 @@ func (r *round) correct(erased []int) [][]byte {
 			}
 		}
 	}
-	return out
 }
 
 // syndromes are the values of all code words at each of the generator's roots: those
@@ -164,6 +201,10 @@ func (r *round) syndromes() []byte {
 		}
 		sums := out[i*n:][:n]
 		for position := range codeWord - r.Roots {
+			if i == 0 { // the first root is 1
+				subtle.XORBytes(sums, sums, r.contents(position))
+				continue
+			}
 			for k, b := range r.contents(position) {
 				sums[k] = products[sums[k]] ^ b
 			}
