@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -44,7 +45,7 @@ without metadata. Same input, same bytes: the salt is none if not given.`,
   cowtool verity build --tree system.tree --fec system.fec --fec-roots 2 system.img`,
 		Args:              cli.Args("IMAGE"),
 		ValidArgsFunction: fileArgs(1),
-		RunE:              func(cmd *cobra.Command, args []string) error { return b.run(b.output(cmd), args[0]) },
+		RunE:              func(cmd *cobra.Command, args []string) error { return b.run(cmd.Context(), b.output(cmd), args[0]) },
 	}
 	signerFlags(cmd, &b.signer)
 	propertyFlag(cmd, &b.properties)
@@ -80,7 +81,7 @@ type built struct {
 	Size      int64  `json:"size,omitempty"` // of the partition
 }
 
-func (b *verityBuild) run(out cli.Output, name string) error {
+func (b *verityBuild) run(ctx context.Context, out cli.Output, name string) error {
 	salt, err := b.check(name)
 	if err != nil {
 		return err
@@ -90,12 +91,17 @@ func (b *verityBuild) run(out cli.Output, name string) error {
 		return cli.UsageError{Err: err}
 	}
 	made := &built{Event: "result", File: name, Hash: b.hash, Salt: b.salt}
+	meter := out.Meter("building")
+	watch := func(r io.ReaderAt, total int64) io.ReaderAt {
+		return &watched{ReaderAt: r, ctx: ctx, onRead: meter.Update, total: total}
+	}
 	if b.tree != "" {
-		err = b.apart(name, tree, made)
+		err = b.apart(name, tree, watch, made)
 	} else {
 		made.Partition = b.partition
-		err = b.inPlace(name, tree, salt, made)
+		err = b.inPlace(name, tree, salt, watch, made)
 	}
+	meter.End()
 	if err != nil {
 		return inFile(name, err)
 	}
@@ -119,6 +125,8 @@ func (b *verityBuild) check(name string) (salt []byte, err error) {
 		return nil, cli.Usagef("--fec-roots: expected 0, or 2 to 24, found %d", b.roots)
 	case b.fec != "" && (b.tree == "" || b.roots == 0):
 		return nil, cli.Usagef("--fec: expected --tree and --fec-roots too")
+	case b.fec != "" && b.fec == b.tree:
+		return nil, cli.Usagef("--fec: expected another file than --tree, found %s", b.fec)
 	case b.tree != "" && (b.metadata != "" || b.signer.path != "" || b.partitionSize != 0):
 		return nil, cli.Usagef("--tree: expected no --vbmeta, --key or --partition-size, since there are no metadata")
 	case b.metadata != "" && b.partitionSize != 0:
@@ -132,8 +140,11 @@ func (b *verityBuild) check(name string) (salt []byte, err error) {
 	return salt, b.signer.check()
 }
 
+// watch makes reading tell how far it is, and end with the command's context.
+type watch func(r io.ReaderAt, total int64) io.ReaderAt
+
 // apart leaves the image alone.
-func (b *verityBuild) apart(name string, tree *verity.Tree, made *built) error {
+func (b *verityBuild) apart(name string, tree *verity.Tree, watch watch, made *built) error {
 	all, err := openAll(name)
 	if err != nil {
 		return err
@@ -145,7 +156,7 @@ func (b *verityBuild) apart(name string, tree *verity.Tree, made *built) error {
 		return err
 	}
 	defer t.Discard()
-	root, err := tree.Build(all[0], size, io.NewOffsetWriter(t, 0))
+	root, err := tree.Build(watch(all[0], size), size, io.NewOffsetWriter(t, 0))
 	if err != nil {
 		return err
 	}
@@ -158,7 +169,7 @@ func (b *verityBuild) apart(name string, tree *verity.Tree, made *built) error {
 		defer f.Discard()
 		fec := verity.FEC{Roots: b.roots, BlockSize: verityBlock}
 		made.FECSize = fec.Size(size + made.TreeSize)
-		if err := fec.Build(appended{all[0], t, size}, size+made.TreeSize, f); err != nil {
+		if err := fec.Build(watch(appended{all[0], t, size}, size+made.TreeSize), size+made.TreeSize, f); err != nil {
 			return err
 		}
 		if err := f.Commit(); err != nil {
@@ -186,7 +197,7 @@ func (a appended) ReadAt(p []byte, off int64) (n int, err error) {
 }
 
 // inPlace appends to the image, which is as it was before any build if that fails.
-func (b *verityBuild) inPlace(name string, tree *verity.Tree, salt []byte, made *built) (err error) {
+func (b *verityBuild) inPlace(name string, tree *verity.Tree, salt []byte, watch watch, made *built) (err error) {
 	f, err := os.OpenFile(name, os.O_RDWR, 0)
 	if err != nil {
 		return err
@@ -200,7 +211,7 @@ func (b *verityBuild) inPlace(name string, tree *verity.Tree, salt []byte, made 
 	if err := b.rehearse(layout, tree, salt); err != nil {
 		return err
 	}
-	root, err := b.append(f, layout, tree)
+	root, err := b.append(f, layout, tree, watch)
 	if err == nil {
 		var m []byte
 		if m, err = b.describe(layout, salt, root); err == nil {
@@ -246,15 +257,15 @@ func originalSize(f *os.File) (int64, error) {
 	return size, nil
 }
 
-func (b *verityBuild) append(f *os.File, layout vbmeta.Layout, tree *verity.Tree) (root []byte, err error) {
+func (b *verityBuild) append(f *os.File, layout vbmeta.Layout, tree *verity.Tree, watch watch) (root []byte, err error) {
 	// What was there before is cut off first: padding must be zero.
 	if err := errors.Join(f.Truncate(layout.OriginalImageSize), f.Truncate(layout.VBMetaOffset)); err != nil {
 		return nil, err
 	}
-	root, err = tree.Build(f, layout.ImageSize, io.NewOffsetWriter(f, layout.TreeOffset))
+	root, err = tree.Build(watch(f, layout.ImageSize), layout.ImageSize, io.NewOffsetWriter(f, layout.TreeOffset))
 	if err == nil && b.roots > 0 {
 		fec := verity.FEC{Roots: b.roots, BlockSize: verityBlock}
-		err = fec.Build(f, layout.FECOffset, io.NewOffsetWriter(f, layout.FECOffset))
+		err = fec.Build(watch(f, layout.FECOffset), layout.FECOffset, io.NewOffsetWriter(f, layout.FECOffset))
 	}
 	return root, err
 }

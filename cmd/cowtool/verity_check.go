@@ -126,6 +126,12 @@ func (w *watched) ReadAt(p []byte, off int64) (int, error) {
 	return n, err
 }
 
+// watchedArea can be written too.
+type watchedArea struct {
+	*watched
+	io.WriterAt
+}
+
 func verityRepairCommand(c *common) *cobra.Command {
 	v := verities{common: c}
 	cmd := &cobra.Command{
@@ -136,7 +142,7 @@ when it reads them. A block is written, in place, only if the root of the hash t
 that it is right then. The exit code is 1 if damage is left.`,
 		Example: `  cowtool verity repair system.img
   cowtool verity repair --tree system.tree --fec system.fec --root HEX --salt HEX system.img`,
-		RunE: func(cmd *cobra.Command, args []string) error { return v.repair(v.output(cmd), args[0]) },
+		RunE: func(cmd *cobra.Command, args []string) error { return v.repair(cmd.Context(), v.output(cmd), args[0]) },
 	}
 	v.flags(cmd)
 	v.apart(cmd)
@@ -146,7 +152,7 @@ that it is right then. The exit code is 1 if damage is left.`,
 	return cmd
 }
 
-func (v *verities) repair(out cli.Output, name string) error {
+func (v *verities) repair(ctx context.Context, out cli.Output, name string) error {
 	p, err := v.openProtected(name, true)
 	if err != nil {
 		return err
@@ -158,7 +164,9 @@ func (v *verities) repair(out cli.Output, name string) error {
 	case p.Parity == nil:
 		return fmt.Errorf("%s: expected error correction, or --fec, found none", name)
 	}
-	repaired, left, err := p.Repair(p.area)
+	meter := out.Meter("repairing")
+	repaired, left, err := p.Repair(watchedArea{&watched{ReaderAt: p.area, ctx: ctx, onRead: meter.Update, total: p.Size}, p.area})
+	meter.End()
 	if err != nil {
 		return inFile(name, err)
 	}

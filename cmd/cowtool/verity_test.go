@@ -2,9 +2,11 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -12,6 +14,7 @@ import (
 	"strings"
 	"testing"
 
+	"cowbird/cmd/internal/cli"
 	"cowbird/formats/vbmeta"
 	"cowbird/formats/verity"
 	"cowbird/tools/fixture"
@@ -52,11 +55,16 @@ func (b box) spoil(name string, blocks ...int) {
 func (b box) damage(line string, code int) (f damageFacts) {
 	b.t.Helper()
 	found, out, errs := b.try(line)
-	lines := strings.Split(strings.TrimSpace(out), "\n")
-	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &f); err != nil || found != code {
+	if err := json.Unmarshal(resultOf(out), &f); err != nil || found != code {
 		b.t.Fatalf("%s: expected exit code %d and JSON, found %d, %s%s", line, code, found, out, errs)
 	}
 	return f
+}
+
+// resultOf is the last line; lines of progress may be in front of it.
+func resultOf(out string) []byte {
+	lines := strings.Split(strings.TrimSpace(out), "\n")
+	return []byte(lines[len(lines)-1])
 }
 
 func TestVerityBuildCheckRepair(t *testing.T) {
@@ -130,7 +138,7 @@ func TestVerityApart(t *testing.T) {
 	b.spoil("data", 1, 2, 699)
 	good := b.read("data")
 	var f built
-	if err := json.Unmarshal([]byte(b.run("verity build --json --salt aabb --tree @tree --fec @fec --fec-roots 4 @data")), &f); err != nil {
+	if err := json.Unmarshal(resultOf(b.run("verity build --json --salt aabb --tree @tree --fec @fec --fec-roots 4 @data")), &f); err != nil {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(b.read("data"), good) || int64(len(b.read("tree"))) != f.TreeSize || int64(len(b.read("fec"))) != f.FECSize {
@@ -183,6 +191,7 @@ func TestVerityRefused(t *testing.T) {
 		"verity build --hash md5 @system.img":                               {2, "md5"},
 		"verity build --fec-roots 1 @system.img":                            {2, "--fec-roots"},
 		"verity build --fec @f @system.img":                                 {2, "--tree"},
+		"verity build --tree @t --fec @t @system.img":                       {2, "another file"},
 		"verity build --tree @t --key @k @system.img":                       {2, "no metadata"},
 		"verity build --tree @system.img @system.img":                       {2, "is the input"},
 		"verity build --tree @t @odd":                                       {1, "whole number of blocks"},
@@ -299,5 +308,20 @@ func TestVerityAvbtool(t *testing.T) {
 		if out, err := exec.Command(tool, "verify_image", "--image", b.path(image), "--key", b.path(key)).CombinedOutput(); err != nil {
 			t.Errorf("%s: expected avbtool to verify it, found %v\n%s", image, err, out)
 		}
+	}
+}
+
+// A build that is interrupted leaves the image as it was.
+func TestVerityInterrupted(t *testing.T) {
+	b := newVerityBox(t)
+	before := b.read("system.img")
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	v := &verityBuild{hash: "sha256", roots: 2}
+	if err := v.run(ctx, cli.Output{Stdout: io.Discard, Stderr: io.Discard}, b.path("system.img")); !errors.Is(err, context.Canceled) {
+		t.Errorf("expected context.Canceled, found %v", err)
+	}
+	if !bytes.Equal(b.read("system.img"), before) {
+		t.Error("expected the image as it was")
 	}
 }
