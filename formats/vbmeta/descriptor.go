@@ -423,7 +423,10 @@ func (h *Hashtree) checkAreas() error {
 	if h.TreeSize > 0 && h.TreeOffset < h.ImageSize {
 		return refuse(ErrCorrupt, "hash tree", fmt.Sprintf("to begin behind the image of %d bytes", h.ImageSize), h.TreeOffset)
 	}
-	if h.FECSize > 0 && (h.FECRoots < 2 || h.FECRoots > 24 || h.FECOffset < max(h.ImageSize, h.TreeOffset+h.TreeSize)) {
+	if h.FECRoots < 0 || h.FECRoots > 24 {
+		return refuse(ErrCorrupt, "error correction", "0 to 24 roots", h.FECRoots)
+	}
+	if h.FECSize > 0 && (h.FECRoots < 2 || h.FECOffset < max(h.ImageSize, h.TreeOffset+h.TreeSize)) {
 		return refuse(ErrCorrupt, "error correction", "2 to 24 roots, behind image and tree", fmt.Sprintf("%d roots, at %d", h.FECRoots, h.FECOffset))
 	}
 	return nil

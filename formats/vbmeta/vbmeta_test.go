@@ -288,6 +288,7 @@ func TestParseRefuses(t *testing.T) {
 		"data block size":           {set(tree+44, 0), ErrCorrupt},
 		"hash block size":           {set(tree+48, 4097), ErrCorrupt},
 		"FEC without roots":         {put(tree+64, 8192), ErrCorrupt},
+		"many roots":                {set(tree+52, 1<<31|2), ErrCorrupt},
 		"tree reserved":             {set(tree+120, 1), ErrCorrupt},
 		"padding":                   {func(b []byte) []byte { b[tree+hashtreeSize+3+20] = 1; return b }, ErrCorrupt},
 		"property key":              {put(prop+16, 1<<63-1), ErrCorrupt},

@@ -132,7 +132,8 @@ func (t *Tree) damage(size int64, found []*Blocks) *Damage {
 	return d
 }
 
-// Root computes the root over size bytes of data, whole blocks, as Build does.
+// Root computes the root over size bytes of data, whole blocks, as Build does, and
+// with the memory that it needs.
 func (t *Tree) Root(data io.ReaderAt, size int64) ([]byte, error) {
 	return t.Build(data, size, io.Discard)
 }
