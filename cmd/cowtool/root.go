@@ -9,6 +9,7 @@ import (
 	"cowbird/cow"
 	"cowbird/formats/cowfile"
 	"cowbird/formats/payload"
+	"cowbird/formats/vbmeta"
 	"cowbird/ota/apply"
 	"cowbird/ota/verify"
 )
@@ -25,8 +26,8 @@ func newRoot() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "cowtool",
 		Short: "Make, inspect, check and apply COW files and A/B payloads",
-		Long: `cowtool makes, inspects, checks and applies COW files, and applies the payloads of
-A/B updates.
+		Long: `cowtool makes, inspects, checks and applies COW files, applies the payloads of A/B
+updates, and makes and checks what verified boot wants of their partitions.
 
 A COW holds the difference between a base (a partition as it is) and a target
 (as it will be): for each block that changes, an op that copies it, holds its
@@ -46,11 +47,13 @@ object: {"event":"progress",…} at most five times a second, then the result.
   cowtool cat --base old.img -o new.img update.cow  # the target, as a file
   cowtool merge --base old.img update.cow           # the target, in place
   cowtool payload info ota.zip                      # what an A/B update consists of
-  cowtool payload apply --old old -o new ota.zip    # its partitions, as files`,
+  cowtool payload apply --old old -o new ota.zip    # its partitions, as files
+  cowtool vbmeta verify --images new new/vbmeta.img # are they what was signed
+  cowtool verity build --key release.key new.img    # what dm-verity checks them with`,
 	}
 	root.PersistentFlags().BoolVar(&c.json, "json", false, "print a JSON object a line, for programs")
 	root.PersistentFlags().BoolVarP(&c.quiet, "quiet", "q", false, "no progress bar")
-	root.AddCommand(createCommand(c), convertCommand(c), estimateCommand(c), inspectCommand(c), checkCommand(c), catCommand(c), mergeCommand(c), mapCommand(c), payloadCommand(c))
+	root.AddCommand(createCommand(c), convertCommand(c), estimateCommand(c), inspectCommand(c), checkCommand(c), catCommand(c), mergeCommand(c), mapCommand(c), payloadCommand(c), vbmetaCommand(c), verityCommand(c))
 	return root
 }
 
@@ -76,6 +79,12 @@ func advice(err error) string {
 		return "give a payload.bin or an OTA zip"
 	case errors.Is(err, payload.ErrTruncated):
 		return "get it again"
+	case errors.Is(err, vbmeta.ErrNotVBMeta), errors.Is(err, errNoTree):
+		return "give a metadata image, a partition that cowtool verity build or Android's tools have made, or --vbmeta"
+	case errors.Is(err, vbmeta.ErrNoRoom):
+		return "give a larger --partition-size, or a smaller image"
+	case errors.Is(err, vbmeta.ErrUnsigned):
+		return "sign it with cowtool vbmeta make --key, or look at it with --unsigned"
 	case errors.Is(err, cow.ErrMismatch):
 		return "are the base and the target those that the COW was made from?"
 	}

@@ -1,5 +1,6 @@
 // Package verity builds what dm-verity checks a partition with: hash trees and
-// forward error correction.
+// forward error correction. It also does what dm-verity does with them: finds the
+// blocks that are damaged, and repairs them.
 //
 // A tree has a hash of each block of the data, then a hash of each block of those
 // hashes, and so on until one block is left:
@@ -20,6 +21,18 @@
 //	tree, err := verity.NewTree("sha256", salt, blockSize)
 //	root, err := tree.Build(data, dataSize, out)
 //	err = verity.FEC{Roots: 2, BlockSize: 4096}.Build(data, dataSize, out)
+//	damage, err := tree.Check(data, dataSize, treeReader, root)
+//	repaired, left, err := (&verity.Protected{…}).Repair(area)
 //
-// The package is pure and keeps nothing between calls. Source: specs/payload.md 11.
+// So R neighbours are in different code words, and twice as many blocks in a row can
+// be repaired with two roots: the tree says which they are, so that each costs one
+// parity byte. Without that it would be two. Repair writes nothing but blocks that the
+// root proves.
+//
+// Sizes are believed: a caller who has them from somebody else's file compares them
+// with what is there first. The hashes are sha1 and sha256; blake2b-256, which dm-verity
+// has too, is not in the standard library.
+//
+// The package is pure and keeps nothing between calls. Source: specs/payload.md 11,
+// specs/snapshot-manager.md 13.
 package verity

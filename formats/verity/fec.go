@@ -25,11 +25,8 @@ func (f FEC) Size(data int64) int64 { return f.rounds(data) * int64(f.Roots) * f
 // Build reads size bytes of data, whole blocks, and writes the parities to out. It
 // needs some MiB for each processor.
 func (f FEC) Build(data io.ReaderAt, size int64, out io.WriterAt) error {
-	if f.Roots < 2 || f.Roots > 24 {
-		return fmt.Errorf("%w: expected 2 to 24 roots, found %d", ErrUnsupported, f.Roots)
-	}
-	if size <= 0 || size%f.BlockSize != 0 {
-		return fmt.Errorf("%w: expected a multiple of %d bytes, found %d", ErrSize, f.BlockSize, size)
+	if err := f.check(size); err != nil {
+		return err
 	}
 	// Rounds are done some at a time, so that what they read lies together.
 	const together = 16
@@ -47,6 +44,16 @@ func (f FEC) Build(data io.ReaderAt, size int64, out io.WriterAt) error {
 		}
 		return nil
 	})
+}
+
+func (f FEC) check(size int64) error {
+	if f.Roots < 2 || f.Roots > 24 {
+		return fmt.Errorf("%w: expected 2 to 24 roots, found %d", ErrUnsupported, f.Roots)
+	}
+	if f.BlockSize <= 0 || size <= 0 || size%f.BlockSize != 0 {
+		return fmt.Errorf("%w: expected a multiple of %d bytes, found %d", ErrSize, f.BlockSize, size)
+	}
+	return nil
 }
 
 // readPadded takes what is behind the end for zeros.
@@ -98,7 +105,8 @@ func multiply(a, b byte) (p byte) {
 }
 
 // add shifts one more byte into each of len(data) code words. parity holds the
-// first parity byte of all, then the second of all, and so on.
+// first parity byte of all, then the second of all, and so on. The data are not
+// preserved.
 func (e *encoder) add(parity, data []byte) {
 	n := len(data)
 	if e.roots == 2 {
@@ -111,14 +119,18 @@ func (e *encoder) add(parity, data []byte) {
 		}
 		return
 	}
-	for k, b := range data {
-		feedback := b ^ parity[k]
-		at := k
-		for i := range e.roots - 1 {
-			parity[at] = parity[at+n] ^ e.products[i][feedback]
-			at += n
+	for k, b := range parity[:n] {
+		data[k] ^= b
+	}
+	for i := range e.roots - 1 {
+		products, to, from := &e.products[i], parity[i*n:][:n], parity[(i+1)*n:][:n]
+		for k, f := range data {
+			to[k] = from[k] ^ products[f]
 		}
-		parity[at] = e.products[e.roots-1][feedback]
+	}
+	products, last := &e.products[e.roots-1], parity[(e.roots-1)*n:][:n]
+	for k, f := range data {
+		last[k] = products[f]
 	}
 }
 

@@ -1,6 +1,7 @@
 package verity
 
 import (
+	"bytes"
 	"crypto/sha1"
 	"crypto/sha256"
 	"errors"
@@ -17,6 +18,10 @@ var (
 	ErrUnsupported = errors.New("unsupported kind of hash tree")
 	// ErrSize: data that are no whole blocks.
 	ErrSize = errors.New("not a whole number of blocks")
+	// ErrCorrupt: blocks are not what was hashed.
+	ErrCorrupt = errors.New("damaged blocks")
+	// ErrRoot: data have another root.
+	ErrRoot = errors.New("wrong root of the hash tree")
 )
 
 // Tree is a kind of hash tree. It is immutable and safe for concurrent use.
@@ -65,6 +70,9 @@ func (t *Tree) Size(data int64) (n int64) {
 	return n
 }
 
+// RootSize is how many bytes a root has.
+func (t *Tree) RootSize() int { return t.hash().Size() }
+
 // Build reads size bytes of data, whole blocks, and writes the tree to out, a level
 // at a time. It gives the root's hash. Besides the tree, which is kept in
 // memory until then, it needs 1 MiB a processor.
@@ -93,10 +101,30 @@ func (t *Tree) Build(data io.ReaderAt, size int64, out io.Writer) (root []byte, 
 		}
 		at += sizes[i]
 	}
-	h := t.hash()
-	h.Write(t.salt)
-	h.Write(top)
-	return h.Sum(nil), nil
+	return t.newHasher().sum(top), nil
+}
+
+// hasher hashes blocks, one at a time.
+type hasher struct {
+	hash.Hash
+	salt []byte
+	out  []byte
+}
+
+func (t *Tree) newHasher() *hasher { return &hasher{Hash: t.hash(), salt: t.salt} }
+
+// sum is valid until the next one.
+func (h *hasher) sum(block []byte) []byte {
+	h.Reset()
+	h.Write(h.salt)
+	h.Write(block)
+	h.out = h.Sum(h.out[:0])
+	return h.out
+}
+
+// is tells whether a block has the hash that want begins with.
+func (h *hasher) is(block, want []byte) bool {
+	return bytes.HasPrefix(want, h.sum(block))
 }
 
 // level hashes the blocks of what is below.
@@ -105,13 +133,9 @@ func (t *Tree) level(from io.ReaderAt, size int64, level []byte) error {
 		if err := readFull(from, buf, off); err != nil {
 			return err
 		}
-		h := t.hash()
+		h := t.newHasher()
 		for at := int64(0); at < int64(len(buf)); at += t.blockSize {
-			h.Reset()
-			h.Write(t.salt)
-			h.Write(buf[at : at+t.blockSize])
-			place := (off + at) / t.blockSize * int64(t.digest)
-			h.Sum(level[place:place])
+			copy(level[(off+at)/t.blockSize*int64(t.digest):], h.sum(buf[at:at+t.blockSize]))
 		}
 		return nil
 	})

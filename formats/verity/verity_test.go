@@ -20,8 +20,8 @@ func noise(seed byte, n int) []byte {
 	return b
 }
 
-// The trees are those of veritysetup, an independent program.
-func TestTreeAgainstVeritysetup(t *testing.T) {
+func veritysetup(t *testing.T) string {
+	t.Helper()
 	tool, err := exec.LookPath("veritysetup")
 	if err != nil {
 		tool, err = exec.LookPath("/usr/sbin/veritysetup")
@@ -32,6 +32,12 @@ func TestTreeAgainstVeritysetup(t *testing.T) {
 	if err != nil {
 		t.Skip("veritysetup is not installed: tools/setup.sh test does so")
 	}
+	return tool
+}
+
+// The trees are those of veritysetup, an independent program.
+func TestTreeAgainstVeritysetup(t *testing.T) {
+	tool := veritysetup(t)
 	salt := noise(2, 32)
 	for _, algorithm := range []string{"sha256", "sha1"} {
 		for _, blocks := range []int{2, 127, 128, 129, 128*128 + 1} {
@@ -131,6 +137,8 @@ func evaluate(word []byte, x byte) (v byte) {
 type fixed []byte
 
 func (f fixed) WriteAt(p []byte, off int64) (int, error) { return copy(f[off:], p), nil }
+
+func (f fixed) ReadAt(p []byte, off int64) (int, error) { return memory(f).ReadAt(p, off) }
 
 func TestRefuses(t *testing.T) {
 	if _, err := NewTree("md5", nil, 4096); !errors.Is(err, ErrUnsupported) {

@@ -167,7 +167,8 @@ func (m *Manager) process(ctx context.Context) (snapshotpb.UpdateState, error) {
 	case completed:
 		return m.end(ctx)
 	}
-	return s.State, nil
+	// The power may have gone after the state was written and before this.
+	return s.State, m.Slots.SetMergeStatus(mergeStatus(s.State))
 }
 
 // processUnverified removes an update that came to nothing.
