@@ -13,21 +13,22 @@ import (
 	"cowbird/formats/payload"
 	"cowbird/ota/fetch"
 	"cowbird/ota/install"
+	"cowbird/ota/update"
 	"cowbird/ota/verify"
 )
 
 type installation struct {
-	config               string
+	whole
 	unsigned             bool
 	downgrade, patchDown bool
 	restart              bool
 	secondary            bool
-	json, quiet          bool
+	quiet                bool
 	workers              int
 }
 
-func installCommand() *cobra.Command {
-	i := &installation{}
+func (r *remote) installCommand() *cobra.Command {
+	i := &installation{whole: whole{remote: r}}
 	cmd := &cobra.Command{
 		Use:   "install --config FILE PAYLOAD",
 		Short: "Install an A/B payload into COWs and partitions",
@@ -52,6 +53,18 @@ The configuration is JSON; paths in it are relative to its folder:
     }
   }
 
+Or it describes the whole device, whose partitions lie in a super partition. Then
+the room for the COWs is made first, and when all is written the boot loader is told
+to try the other slot at the next boot:
+
+  {
+    "state": "/metadata/ota",
+    "super": "/dev/disk/by-partlabel/super",
+    "static": "/dev/disk/by-partlabel/*",
+    "slots": {"misc": {"path": "/dev/disk/by-partlabel/misc"}},
+    "keys": "otacerts.zip"
+  }
+
 "cow_version", "compression" (as "zstd,9") and "max_unit" override what the payload
 says of COWs. A payload without a signature by one of the keys is refused, and so is
 one that is older than the device, unless a flag says otherwise.`,
@@ -65,7 +78,7 @@ one that is older than the device, unless a flag says otherwise.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&i.config, "config", "", "where partitions go, a `FILE`")
+	f.StringVar(&i.config, "config", defaultConfig, "where partitions go, a `FILE`")
 	f.BoolVar(&i.unsigned, "unsigned", false, "trust the payload for where it comes from")
 	f.BoolVar(&i.downgrade, "downgrade", false, "take a payload that is older than the device")
 	f.BoolVar(&i.patchDown, "security-downgrade", false, "take a payload with an older security patch level")
@@ -74,7 +87,6 @@ one that is older than the device, unless a flag says otherwise.`,
 	f.BoolVar(&i.json, "json", false, "print a JSON object a line, for programs")
 	f.BoolVarP(&i.quiet, "quiet", "q", false, "no progress bar")
 	f.IntVar(&i.workers, "workers", 0, "how many to work at a time; 0 is one a processor")
-	_ = cmd.MarkFlagRequired("config")
 	_ = cmd.MarkFlagFilename("config")
 	return cmd
 }
@@ -83,11 +95,29 @@ func (i *installation) run(cmd *cobra.Command, out cli.Output, name string) erro
 	if i.workers < 0 {
 		return cli.Usagef("--workers: expected 0 or more, found %d", i.workers)
 	}
+	device, err := readDeviceConfig(i.config)
+	if err != nil {
+		return err
+	}
+	if device != nil {
+		return i.withConfig(cmd, device, func(_ context.Context, d *update.Device) error {
+			return i.runWith(cmd, out, name, nil, d)
+		})
+	}
 	config, err := install.ReadConfig(i.config)
 	if err != nil {
 		return err
 	}
-	policy, err := config.Policy()
+	return i.runWith(cmd, out, name, config, nil)
+}
+
+// runWith installs into the partitions of a configuration, or on the whole device.
+func (i *installation) runWith(cmd *cobra.Command, out cli.Output, name string, config *install.Config, device *update.Device) error {
+	run, policyOf := install.Run, config.Policy
+	if device != nil {
+		run, policyOf = device.Install, device.Policy
+	}
+	policy, err := policyOf()
 	if err != nil {
 		return err
 	}
@@ -97,7 +127,7 @@ func (i *installation) run(cmd *cobra.Command, out cli.Output, name string) erro
 		return err
 	}
 	defer done()
-	return i.install(cmd.Context(), out, install.Options{Config: config, Source: source, Policy: *policy, Restart: i.restart, Workers: i.workers}, name)
+	return i.install(cmd.Context(), out, run, install.Options{Config: config, Source: source, Policy: *policy, Restart: i.restart, Workers: i.workers}, name)
 }
 
 // open also takes over what the zip says of the payload in it.
@@ -153,11 +183,11 @@ func (i *installation) folder() string {
 	return ""
 }
 
-func (i *installation) install(ctx context.Context, out cli.Output, o install.Options, name string) error {
+func (i *installation) install(ctx context.Context, out cli.Output, run func(context.Context, install.Options) error, o install.Options, name string) error {
 	meter := out.Meter("installing")
 	o.OnProgress = meter.Update
 	o.OnPartition = func(partition, _ string) { meter.Describe("installing " + partition) }
-	err := install.Run(ctx, o)
+	err := run(ctx, o)
 	meter.End()
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)

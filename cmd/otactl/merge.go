@@ -10,6 +10,7 @@ import (
 
 	"cowbird/cmd/internal/cli"
 	"cowbird/ota/control"
+	"cowbird/ota/update"
 )
 
 // pollEvery is the time between two looks at a merge that is waited for.
@@ -18,24 +19,32 @@ const pollEvery = 200 * time.Millisecond
 var errMerge = errors.New("merge failed")
 
 func (r *remote) mergeCommand() *cobra.Command {
-	wait, quiet := false, false
+	w, wait, quiet := &whole{remote: r}, false, false
 	var rate cli.Size
 	cmd := &cobra.Command{
-		Use:   "merge NAME",
+		Use:   "merge [NAME]",
 		Short: "Write the target into the base",
 		Long: `Asks the daemon to write the target into the base, and returns at once; with
 --wait, when the merge has ended. The device goes on being served. Two merges
 run at a time, others wait their turn. A merge that has been done before is a
 success.
 
+Without NAME it is the update of the whole device that is merged, which --config
+describes, and from which there is no way back then; with --wait until all of it is.
+
 Interrupting otactl --wait does not interrupt the merge: see otactl pause. After
 a restart of the daemon, map and merge again; the merge goes on where it was.`,
 		Example: `  otactl merge system --wait             # with a progress bar on a terminal
   otactl merge system --rate 64M         # at most 64 MiB a second
   otactl merge system && otactl status system`,
-		Args:              cli.Args("NAME"),
+		Args:              cli.Args("[NAME]"),
 		ValidArgsFunction: r.completeNames,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return w.with(cmd, func(ctx context.Context, d *update.Device) error {
+					return w.mergeUpdate(ctx, d, wait)
+				})
+			}
 			out := cli.Output{Quiet: quiet, Stdout: cmd.OutOrStdout(), Stderr: cmd.ErrOrStderr()}
 			return r.with(cmd.Context(), func(c *control.Client) error {
 				err := c.Merge(cmd.Context(), args[0], int64(rate))
@@ -49,7 +58,7 @@ a restart of the daemon, map and merge again; the merge goes on where it was.`,
 	cmd.Flags().BoolVar(&wait, "wait", false, "wait until the merge has ended; fail if it failed")
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "no progress bar")
 	cmd.Flags().Var(&rate, "rate", "at most so many bytes a second, such as 64M; 0 is no limit")
-	return cmd
+	return w.flags(cmd)
 }
 
 // waitMerge returns when the merge has ended, with an error if it failed.

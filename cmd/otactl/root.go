@@ -42,7 +42,8 @@ used; it survives power cuts and is taken up where it was.
 	}
 	root.PersistentFlags().StringVar(&r.socket, "socket", defaultSocket(runtime.GOOS), "path of snapuserd's control socket")
 	root.PersistentFlags().DurationVar(&r.timeout, "timeout", 5*time.Second, "how long to wait for the daemon to come up")
-	root.AddCommand(r.mapCommand(), r.statusCommand(), r.mergeCommand(), r.pauseCommand(true), r.pauseCommand(false), r.unmapCommand(), installCommand())
+	root.AddCommand(r.mapCommand(), r.statusCommand(), r.mergeCommand(), r.pauseCommand(true), r.pauseCommand(false), r.unmapCommand(), r.installCommand(),
+		r.bootCommand(), r.updateCommand(), r.markCommand(), r.cancelCommand())
 	return root
 }
 
@@ -69,6 +70,9 @@ func (r *remote) with(ctx context.Context, f func(*control.Client) error) error 
 // advice says what to do about an error of which that is known.
 func advice(err error) string {
 	if a := installAdvice(err); a != "" {
+		return a
+	}
+	if a := deviceAdvice(err); a != "" {
 		return a
 	}
 	text := err.Error()

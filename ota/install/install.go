@@ -33,6 +33,9 @@ type Source interface {
 // Options say what Run is to do.
 type Options struct {
 	Config *Config
+	// Prepare, if not nil, gives the Config once the payload's metadata are known
+	// and may be trusted, and before anything is written.
+	Prepare func(*payload.Metadata) (*Config, error)
 	Source Source
 	// Policy is what the payload has to be. Nothing is written of one that is
 	// refused.
@@ -63,7 +66,12 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	r.pos = r.m.BlobOffset()
-	if err := o.Config.check(r.m); err != nil {
+	if o.Prepare != nil {
+		if r.o.Config, err = o.Prepare(r.m); err != nil {
+			return err
+		}
+	}
+	if err := r.o.Config.check(r.m); err != nil {
 		return err
 	}
 	if err := r.openState(); err != nil {
@@ -78,7 +86,20 @@ func Run(ctx context.Context, o Options) error {
 		}
 	}
 	r.state.Done = true
-	return r.state.write(o.Config.State)
+	return r.state.write(r.o.Config.State)
+}
+
+// Identity tells payloads apart.
+func Identity(m *payload.Metadata) string { return fmt.Sprintf("%x", sha256.Sum256(m.Signed)) }
+
+// Began is the Identity of the payload whose progress is in a file; "" if there is
+// none.
+func Began(state string) (string, error) {
+	s, err := readState(state)
+	if err != nil {
+		return "", err
+	}
+	return s.Payload, nil
 }
 
 type run struct {
@@ -98,7 +119,7 @@ func (r *run) openState() (err error) {
 	if r.state, err = readState(r.o.Config.State); err != nil {
 		return err
 	}
-	id := fmt.Sprintf("%x", sha256.Sum256(r.m.Signed))
+	id := Identity(r.m)
 	switch {
 	case r.state.Payload == id:
 		return nil

@@ -1,0 +1,112 @@
+package update
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"cowbird/ota/install"
+	"cowbird/ota/slots"
+)
+
+// ErrConfig: the configuration contradicts itself or says too little.
+var ErrConfig = errors.New("configuration of updates")
+
+// Config is a configuration file of a device, JSON. Paths that are not absolute are
+// relative to the file.
+type Config struct {
+	// State is the folder with the state of updates, on storage that the boot
+	// has: Android's /metadata/ota.
+	State string `json:"state"`
+	// Super is the super partition, or on a device without one the file that has
+	// the metadata of its partitions.
+	Super string `json:"super"`
+	// Devices are block devices by the names that the metadata have for them;
+	// "super" is Super if it is not among them.
+	Devices map[string]string `json:"devices,omitempty"`
+	// Slots says what boot loader there is: see slots.Config.
+	Slots json.RawMessage `json:"slots"`
+	// Socket is snapuserd's; the default is that of the commands.
+	Socket string `json:"socket,omitempty"`
+	// Static is where partitions are that are not in super: a path with an asterisk
+	// for the partition's name with suffix, such as /dev/disk/by-partlabel/*.
+	Static string `json:"static,omitempty"`
+	// Keys, Device, Version, Compression and MaxUnit are those of install.Config.
+	Keys        string         `json:"keys,omitempty"`
+	Device      install.Device `json:"device,omitzero"`
+	Version     int            `json:"cow_version,omitempty"`
+	Compression string         `json:"compression,omitempty"`
+	MaxUnit     int            `json:"max_unit,omitempty"`
+	// Build names the running system, in the state of an update.
+	Build string `json:"build,omitempty"`
+
+	slots *slots.Config
+}
+
+// ReadConfig reads a configuration file.
+func ReadConfig(path string) (*Config, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	c, err := ParseConfig(b, filepath.Dir(path))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return c, nil
+}
+
+// ParseConfig takes a configuration apart, of a file in that folder.
+func ParseConfig(b []byte, dir string) (*Config, error) {
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	c := &Config{}
+	if err := d.Decode(c); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrConfig, err)
+	}
+	if c.State == "" || c.Super == "" || c.Slots == nil {
+		return nil, fmt.Errorf("%w: expected state, super and slots, found one missing", ErrConfig)
+	}
+	if c.Static != "" && strings.Count(c.Static, "*") != 1 {
+		return nil, fmt.Errorf("%w: static: expected a path with one asterisk, found %q", ErrConfig, c.Static)
+	}
+	for _, p := range []*string{&c.State, &c.Super, &c.Keys, &c.Static} {
+		*p = inDir(dir, *p)
+	}
+	if c.Devices == nil {
+		c.Devices = map[string]string{}
+	}
+	for name, path := range c.Devices {
+		c.Devices[name] = inDir(dir, path)
+	}
+	if c.Devices["super"] == "" {
+		c.Devices["super"] = c.Super
+	}
+	var err error
+	if c.slots, err = slots.ParseConfig(c.Slots, dir); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrConfig, err)
+	}
+	return c, nil
+}
+
+func inDir(dir, path string) string {
+	if path == "" || filepath.IsAbs(path) {
+		return path
+	}
+	return filepath.Join(dir, path)
+}
+
+// device gives the path of a block device by its name in the metadata.
+func (c *Config) device(name string) string { return c.Devices[name] }
+
+// static is where a partition is that is not in super.
+func (c *Config) static(partition, suffix string) string {
+	if c.Static == "" {
+		return ""
+	}
+	return strings.Replace(c.Static, "*", partition+suffix, 1)
+}

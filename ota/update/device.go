@@ -1,0 +1,144 @@
+package update
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+
+	"cowbird/cow"
+	"cowbird/formats/payload"
+	"cowbird/formats/payload/pb"
+	"cowbird/ota/install"
+	"cowbird/ota/slots"
+	"cowbird/ota/verify"
+)
+
+// progressFile is where package install keeps how far it is, beside Android's files.
+const progressFile = "cowbird-install"
+
+// Device is a Manager with all that a configuration names.
+type Device struct {
+	*Manager
+	config *Config
+	dir    *Dir
+	super  *cow.FileDevice
+}
+
+// Open opens what a device consists of. mapper may be nil if nothing is to be
+// mapped.
+func Open(c *Config, mapper Mapper, daemon Daemon, log *slog.Logger) (*Device, error) {
+	s, err := slots.Open(c.slots)
+	if err != nil {
+		return nil, err
+	}
+	super, err := cow.OpenDevice(c.Super, true)
+	if err != nil {
+		return nil, fmt.Errorf("super: %w", err)
+	}
+	dir, err := OpenDir(c.State)
+	if err != nil {
+		return nil, errors.Join(err, super.Close())
+	}
+	m := &Manager{
+		Files: dir, Slots: s, Mapper: mapper, Daemon: daemon, Log: log, Build: c.Build,
+		Super: Super{Metadata: super, Device: c.device},
+		Open:  func(path string) (WriteDevice, error) { return cow.OpenDevice(path, true) },
+	}
+	return &Device{m, c, dir, super}, nil
+}
+
+// Close closes what Open has opened. What is mapped stays.
+func (d *Device) Close() error { return errors.Join(d.dir.Close(), d.super.Close()) }
+
+// Policy is what the configuration says of payloads that may be installed.
+func (d *Device) Policy() (*verify.Policy, error) { return d.installConfig().Policy() }
+
+func (d *Device) installConfig() *install.Config {
+	c := d.config
+	return &install.Config{
+		State: filepath.Join(c.State, progressFile), Partitions: map[string]install.Partition{},
+		Keys: c.Keys, Device: c.Device, Version: c.Version, Compression: c.Compression, MaxUnit: c.MaxUnit,
+	}
+}
+
+// Install installs a payload, or goes on with it, so that the next boot tries the new
+// system. o.Config is not looked at.
+func (d *Device) Install(ctx context.Context, o install.Options) (err error) {
+	o.Prepare = func(m *payload.Metadata) (*install.Config, error) {
+		return d.prepare(ctx, m, o.Restart)
+	}
+	if err = install.Run(ctx, o); err != nil {
+		return errors.Join(err, d.Release(context.WithoutCancel(ctx)))
+	}
+	return d.Finish(ctx, wipes(o.Policy.Properties))
+}
+
+// wipes tells whether the user's data go with the update.
+func wipes(p *payload.Properties) bool { return p != nil && p.More["POWERWASH"] == "1" }
+
+// prepare makes room for a payload, unless that was done for this one before.
+func (d *Device) prepare(ctx context.Context, m *payload.Metadata, restart bool) (*install.Config, error) {
+	c := d.installConfig()
+	s, err := d.Status()
+	if err != nil {
+		return nil, err
+	}
+	began, err := install.Began(c.State)
+	if err != nil {
+		return nil, err
+	}
+	if goesOn := s.State == initiated && s.UserspaceSnapshots && began == install.Identity(m); !goesOn {
+		if s.State == initiated && began != "" && began != install.Identity(m) && !restart {
+			return nil, fmt.Errorf("%w: expected the one whose metadata have SHA-256 %s, found %s", install.ErrOther, began, install.Identity(m))
+		}
+		if err := d.begin(ctx, m.Manifest, restart); err != nil {
+			return nil, err
+		}
+	}
+	targets, err := d.Targets(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range targets {
+		c.Partitions[t.Partition] = install.Partition{Old: t.Old, Cow: t.Cow}
+	}
+	return c, d.addStatic(c, m.Manifest)
+}
+
+func (d *Device) begin(ctx context.Context, manifest *pb.DeltaArchiveManifest, restart bool) error {
+	s, err := d.Status()
+	if err != nil {
+		return err
+	}
+	if s.State == unverified && !restart {
+		return fmt.Errorf("%w: an update waits for the reboot", install.ErrPending)
+	}
+	if err := d.Begin(ctx); err != nil {
+		return err
+	}
+	if err := drop(d.Files, progressFile); err != nil {
+		return err
+	}
+	return d.Create(ctx, manifest)
+}
+
+// addStatic finds the partitions of a payload that are not in super.
+func (d *Device) addStatic(c *install.Config, manifest *pb.DeltaArchiveManifest) error {
+	from, to, err := d.suffixes()
+	if err != nil {
+		return err
+	}
+	for _, p := range manifest.GetPartitions() {
+		name := p.GetPartitionName()
+		if _, inSuper := c.Partitions[name]; inSuper {
+			continue
+		}
+		if d.config.Static == "" {
+			return fmt.Errorf("%w: expected static, for partition %s of the payload, which is not in super", ErrConfig, name)
+		}
+		c.Partitions[name] = install.Partition{Old: d.config.static(name, from), New: d.config.static(name, to)}
+	}
+	return nil
+}
