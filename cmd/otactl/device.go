@@ -348,7 +348,10 @@ func readDeviceConfig(path string) (*update.Config, error) {
 
 // deviceAdvice says what to do about an error of an update.
 func deviceAdvice(err error) string {
+	var missing *os.PathError
 	switch {
+	case errors.As(err, &missing) && missing.Path == defaultConfig:
+		return "the configuration is not there: name it with --config"
 	case errors.Is(err, update.ErrNoSpace):
 		return "nothing was changed; make super or the place for COWs larger"
 	case errors.Is(err, update.ErrLive):

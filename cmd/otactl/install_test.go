@@ -59,7 +59,7 @@ func TestInstall(t *testing.T) {
 		code   int
 		text   string
 	}{
-		"no config":     {good, file, 2, "required flag"},
+		"no config":     {good, file, 1, "name it with --config"},
 		"no partition":  {map[string]any{"state": "s", "partitions": map[string]any{"x": map[string]string{"cow": "x"}}}, "--unsigned --config " + config + " " + file, 1, "expected an entry for partition"},
 		"no key":        {map[string]any{"state": "s", "partitions": partitions}, "--config " + config + " " + file, 1, "expected keys to trust"},
 		"another key":   {map[string]any{"state": "s", "keys": filepath.Join(from, "keys", "ec256.pub.pem"), "partitions": partitions}, "--config " + config + " " + file, 1, "kDownloadMetadataSignatureMismatch"},

@@ -237,7 +237,7 @@ func TestUsage(t *testing.T) {
 	s := &site{t: t, dir: t.TempDir()}
 	for _, line := range []string{
 		"bogus", "map", "map sys", "map sys --base x", "map --base x --cow y", "map a b --base x --cow y", "status a b", "status --bogus",
-		"merge", "merge a b", "merge a --rate fast", "pause a b", "unmap", "unmap a b",
+		"merge a b", "update a", "boot a", "cancel a", "merge a --rate fast", "pause a b", "unmap", "unmap a b",
 	} {
 		s.fails(line, 2, "--help")
 	}

@@ -36,7 +36,7 @@ type Options struct {
 	// Prepare, if not nil, gives the Config once the payload's metadata are known
 	// and may be trusted, and before anything is written.
 	Prepare func(*payload.Metadata) (*Config, error)
-	Source Source
+	Source  Source
 	// Policy is what the payload has to be. Nothing is written of one that is
 	// refused.
 	Policy verify.Policy
