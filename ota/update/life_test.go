@@ -20,6 +20,11 @@ import (
 
 var ctx = context.Background()
 
+type (
+	pbManifest  = pb.DeltaArchiveManifest
+	pbPartition = pb.PartitionUpdate
+)
+
 // noise is that many blocks of data that nothing compresses.
 func noise(seed uint64, blocks int) []byte {
 	r := rand.New(rand.NewPCG(seed, 1))

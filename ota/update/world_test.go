@@ -430,6 +430,7 @@ type memDaemon struct {
 	snaps map[string]*memSnapshot
 	fails map[string]bool // merges of these fail
 	gone  bool            // nobody answers
+	eager bool            // merges are done at once
 }
 
 type memSnapshot struct {
@@ -489,6 +490,9 @@ func (d *memDaemon) Merge(_ context.Context, name string) error {
 	}
 	if s.state == snapshotIdle {
 		s.state = snapshotMerging
+	}
+	if d.eager {
+		return d.work()
 	}
 	return d.w.alive()
 }
