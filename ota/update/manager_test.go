@@ -489,3 +489,44 @@ func TestPartialUpdate(t *testing.T) {
 	}
 	u.isOver(w)
 }
+
+// SNM-021: blocks that a partition gives away still hold the old system.
+func TestCowsAvoidOldPartitions(t *testing.T) {
+	vendor := noise(21, 400)
+	u := newUpdate(t, map[string]part{"vendor": {vendor, changed(22, vendor, 40)}})
+	w := newWorld(t, 1, u.parts)
+	w.images.room = 32 << 20
+	must(t, u.install(w))
+	_, err := w.m.Boot(ctx)
+	must(t, err)
+	w.isSystemOf(u, false)
+	a, err := lpmeta.Read(w.super, 0)
+	must(t, err)
+	b, err := lpmeta.Read(w.super, 1)
+	must(t, err)
+	old := a.ExtentsOf(a.Partition("vendor_a"))[0]
+	for _, e := range b.ExtentsOf(b.Partition("vendor_b-cow")) {
+		if e.Data < old.Data+old.NumSectors {
+			t.Errorf("expected the COW behind sector %d, found it at %d", old.Data+old.NumSectors, e.Data)
+		}
+	}
+}
+
+// What lies where a COW will be is not taken for one.
+func TestStaleCow(t *testing.T) {
+	w, u := installed(t, plain())
+	must(t, w.m.Begin(ctx))
+	must(t, w.m.Create(ctx, u.manifest))
+	targets, err := w.m.Targets(ctx)
+	must(t, err)
+	for _, target := range targets {
+		d, err := w.open(target.Cow)
+		must(t, err)
+		head := make([]byte, blockSize)
+		_, err = d.ReadAt(head, 0)
+		must(t, err)
+		if !bytes.Equal(head, make([]byte, blockSize)) {
+			t.Errorf("%s: expected an empty COW, found %x …", target.Partition, head[:16])
+		}
+	}
+}
