@@ -127,6 +127,14 @@ func (m mapper) Unmap(_ context.Context, name string) error {
 	return err
 }
 
+func (m mapper) Path(name string) (string, bool, error) {
+	info, err := m.dm.Info(name)
+	if errors.Is(err, dm.ErrNotFound) {
+		return "", false, nil
+	}
+	return info.Node(), err == nil, err
+}
+
 func isLink(path string) bool {
 	st, err := os.Lstat(path)
 	return err == nil && st.Mode()&os.ModeSymlink != 0

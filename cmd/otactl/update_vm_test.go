@@ -16,7 +16,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"cowbird/cow"
 	"cowbird/dmuser"
@@ -305,7 +304,16 @@ func TestUpdateWholeDevice(t *testing.T) {
 	}
 	defer root.Close()
 	p.otactl("mark-successful")
+	if out := p.otactl("slots"); !strings.Contains(out, "_b  successful, running, next boot") {
+		t.Errorf("expected slot b to be good, found %s", out)
+	}
+	if out := p.otactl("doctor"); !strings.Contains(out, "nothing is wrong") {
+		t.Errorf("expected nothing to be wrong, found %s", out)
+	}
 	p.otactl("merge", "--wait")
+	if out := p.otactl("watch", "--json"); !strings.Contains(out, `"state":"None"`) {
+		t.Errorf("expected one event and the end, found %s", out)
+	}
 	if out := p.otactl("update", "--process", "--json"); !strings.Contains(out, `"state":"None"`) {
 		t.Errorf("expected the state None, found %s", out)
 	}
@@ -325,5 +333,4 @@ func TestUpdateWholeDevice(t *testing.T) {
 	}
 	p.checkNew(side, pathsOf(p.otactl("boot")))
 	p.reboot(fixtures, side.PublicKey)
-	time.Sleep(10 * time.Millisecond)
 }

@@ -41,6 +41,8 @@ type Config struct {
 	Version     int            `json:"cow_version,omitempty"`
 	Compression string         `json:"compression,omitempty"`
 	MaxUnit     int            `json:"max_unit,omitempty"`
+	// VerifiedBoot is for Verify.
+	VerifiedBoot *VerifiedBoot `json:"verified_boot,omitempty"`
 	// Build names the running system, in the state of an update.
 	Build string `json:"build,omitempty"`
 
@@ -79,6 +81,9 @@ func ParseConfig(b []byte, dir string) (*Config, error) {
 	}
 	if c.Devices == nil {
 		c.Devices = map[string]string{}
+	}
+	if v := c.VerifiedBoot; v != nil {
+		v.Key = inDir(dir, v.Key)
 	}
 	for name, path := range c.Devices {
 		c.Devices[name] = inDir(dir, path)

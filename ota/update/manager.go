@@ -68,6 +68,8 @@ type Mapper interface {
 	Swap(ctx context.Context, name string, table []Line, readOnly bool) error
 	// Unmap removes a device; one that is not there is fine. It fails with ErrBusy.
 	Unmap(ctx context.Context, name string) error
+	// Path is where a device is, if it is mapped.
+	Path(name string) (path string, mapped bool, err error)
 	// Compare tells whether a device is mapped with this table.
 	Compare(name string, table []Line) (Mapping, error)
 }

@@ -530,3 +530,67 @@ func TestStaleCow(t *testing.T) {
 		}
 	}
 }
+
+func TestLeaveOnPurpose(t *testing.T) {
+	w, u := installed(t, plain())
+	w.wantError(w.m.Rollback(ctx), ErrState)
+	w.cycle()
+	_, err := w.m.Boot(ctx)
+	must(t, err)
+	must(t, w.m.Rollback(ctx))
+	w.cycle()
+	if w.slot != 0 {
+		t.Fatal("expected the old system")
+	}
+	_, err = w.m.Boot(ctx)
+	must(t, err)
+	w.isSystemOf(u, false)
+	w.process(cancelled)
+	w.wantState(none)
+
+	w, _ = tried(t, plain())
+	must(t, w.m.InitiateMerge(ctx))
+	w.wantError(w.m.Rollback(ctx), ErrNeedsMerge)
+}
+
+// What Doctor says of a device that is well, and of some that are not.
+func TestDoctor(t *testing.T) {
+	says := func(w *world, want ...string) {
+		t.Helper()
+		steps := w.steps
+		found, err := w.m.Doctor(ctx)
+		must(t, err)
+		for _, text := range want {
+			if !slices.ContainsFunc(found, func(f Finding) bool { return strings.Contains(f.What, text) }) {
+				t.Errorf("expected %q, found %v", text, found)
+			}
+		}
+		if len(found) != len(want) || w.steps != steps {
+			t.Errorf("expected %d findings and no change, found %v and %d changes", len(want), found, w.steps-steps)
+		}
+	}
+	says(newWorld(t, 1, plain()))
+
+	w, _ := installed(t, plain())
+	says(w, "the next boot takes slot _b")
+	w.super.now[4096] ^= 1  // the geometry's first copy
+	w.super.now[12300] ^= 1 // slot a's
+	w.files.now[statusFile("gone_b")] = []byte("\x0a\x06gone_b")
+	w.files.now[statusFile("torn_b")] = []byte("\xff")
+	delete(w.files.now, bootFile)
+	says(w, "the next boot takes slot _b", "geometry: the primary copy is damaged", "metadata of slot _a: the primary copy is damaged",
+		"snapshot gone_b: super has no such partition", "snapshot torn_b", "snapshot-boot is missing")
+
+	w, _ = tried(t, plain())
+	says(w, "the running slot _b is on trial")
+	w.cycle()
+	says(w, "the running slot _b is on trial", "system_b: it is not mapped", "vendor_b: it is not mapped")
+
+	w, _ = tried(t, plain())
+	must(t, w.m.Slots.MarkSuccessful())
+	w.daemon.fails["vendor_b"] = true
+	must(t, w.m.InitiateMerge(ctx))
+	must(t, w.daemon.work())
+	w.process(failed)
+	says(w, "the merge failed")
+}

@@ -337,6 +337,13 @@ func (p *memMapper) Unmap(_ context.Context, name string) error {
 	return p.w.alive()
 }
 
+func (p *memMapper) Path(name string) (string, bool, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, ok := p.tables[name]
+	return "/dev/mapper/" + name, ok, nil
+}
+
 func (p *memMapper) Compare(name string, table []Line) (Mapping, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

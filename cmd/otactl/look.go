@@ -1,0 +1,283 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"cowbird/cmd/internal/cli"
+	"cowbird/formats/snapshotpb"
+	"cowbird/ota/control"
+	"cowbird/ota/update"
+)
+
+var errFindings = errors.New("not all is as it should be")
+
+func (r *remote) rollbackCommand() *cobra.Command {
+	w := &whole{remote: r}
+	return w.flags(&cobra.Command{
+		Use:   "rollback",
+		Short: "Have the next boot take the old system again",
+		Long: `While the new system runs and is not merged: has the boot loader take the old one at
+the next boot, where the update is then removed. Once the merge has begun there is no
+way back.`,
+		Example: `  otactl rollback && reboot`,
+		Args:    cli.Args(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return w.with(cmd, func(ctx context.Context, d *update.Device) error { return d.Rollback(ctx) })
+		},
+	})
+}
+
+func (r *remote) verifyCommand() *cobra.Command {
+	w := &whole{remote: r}
+	cmd := &cobra.Command{
+		Use:   "verify",
+		Short: "Compare the running system with its verified boot metadata",
+		Long: `Reads every partition of the running system that its verified boot metadata name,
+through its snapshot if it has one, and compares it with its hash or hash tree. The
+metadata must be signed with the key that the configuration names:
+
+  "verified_boot": {"key": "avb.pem", "root": "vbmeta"}`,
+		Example: `  otactl verify && otactl mark-successful`,
+		Args:    cli.Args(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return w.with(cmd, func(ctx context.Context, d *update.Device) error {
+				return w.verify(ctx, cmd.OutOrStdout(), d)
+			})
+		},
+	}
+	w.jsonFlag(cmd)
+	return w.flags(cmd)
+}
+
+func (w *whole) verify(ctx context.Context, out io.Writer, d *update.Device) error {
+	found, err := d.Verify(ctx)
+	for _, v := range found {
+		text := v.Partition + ": good"
+		if !v.Good {
+			text = v.Partition + ": " + v.Error
+		}
+		if w.json {
+			b, _ := json.Marshal(v)
+			text = string(b)
+		}
+		if _, err := fmt.Fprintln(out, text); err != nil {
+			return err
+		}
+	}
+	return err
+}
+
+func (r *remote) doctorCommand() *cobra.Command {
+	w := &whole{remote: r}
+	cmd := &cobra.Command{
+		Use:   "doctor",
+		Short: "Look for what is wrong, and say what would fix it",
+		Long: `Reads everything that an update consists of: both copies of the partitions' metadata,
+the boot loader's slots, the state, the snapshots and what is mapped. It prints what is
+not as it should be and what would fix it, and changes nothing. The exit code is 1 if
+there is something.`,
+		Example: `  otactl doctor
+  otactl doctor --json | jq -r .fix`,
+		Args: cli.Args(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return w.with(cmd, func(ctx context.Context, d *update.Device) error {
+				return w.doctor(ctx, cmd.OutOrStdout(), d)
+			})
+		},
+	}
+	w.jsonFlag(cmd)
+	return w.flags(cmd)
+}
+
+func (w *whole) doctor(ctx context.Context, out io.Writer, d *update.Device) error {
+	all, err := d.Doctor(ctx)
+	if err != nil {
+		return err
+	}
+	problems := 0
+	for _, f := range all {
+		if f.Fix != "" {
+			problems++
+		}
+		text := "- " + f.What
+		if f.Fix != "" {
+			text += "\n  " + f.Fix
+		}
+		if w.json {
+			b, _ := json.Marshal(f)
+			text = string(b)
+		}
+		if _, err := fmt.Fprintln(out, text); err != nil {
+			return err
+		}
+	}
+	if problems > 0 {
+		return fmt.Errorf("%w: %d found", errFindings, problems)
+	}
+	if w.json {
+		return nil
+	}
+	_, err = fmt.Fprintln(out, "nothing is wrong")
+	return err
+}
+
+func (r *remote) slotsCommand() *cobra.Command {
+	w := &whole{remote: r}
+	cmd := &cobra.Command{
+		Use:   "slots",
+		Short: "Tell what the boot loader knows of the slots",
+		Long: `Prints a line for each slot: its suffix, whether it runs, whether the next boot takes
+it, and whether it is successful, on trial or not bootable.`,
+		Example: `  otactl slots`,
+		Args:    cli.Args(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return w.with(cmd, func(_ context.Context, d *update.Device) error { return w.showSlots(cmd.OutOrStdout(), d) })
+		},
+	}
+	w.jsonFlag(cmd)
+	return w.flags(cmd)
+}
+
+func (w *whole) showSlots(out io.Writer, d *update.Device) error {
+	st, err := standingOf(d)
+	if err != nil {
+		return err
+	}
+	for slot := range d.Slots.Count() {
+		suffix := d.Slots.Suffix(slot)
+		line := struct {
+			Slot    string `json:"slot"`
+			State   string `json:"state"`
+			Running bool   `json:"running"`
+			Next    bool   `json:"next"`
+		}{suffix, st.Slots[suffix], suffix == st.Slot, suffix == st.Next}
+		if w.json {
+			err = json.NewEncoder(out).Encode(line)
+		} else {
+			_, err = fmt.Fprintf(out, "%s  %s%s%s\n", suffix, line.State, when(line.Running, ", running"), when(line.Next, ", next boot"))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func when(is bool, text string) string {
+	if is {
+		return text
+	}
+	return ""
+}
+
+// event is a line of otactl watch --json.
+type event struct {
+	Time        string  `json:"time"`
+	State       string  `json:"state"`
+	Slot        string  `json:"slot"`
+	Percent     float64 `json:"percent"`
+	Written     int64   `json:"bytes_written"`
+	Total       int64   `json:"bytes_total"`
+	SecondsLeft int64   `json:"seconds_left,omitempty"`
+	Failure     string  `json:"merge_failure,omitempty"`
+}
+
+func (e event) same(o event) bool {
+	e.Time, o.Time, e.SecondsLeft, o.SecondsLeft = "", "", 0, 0
+	return e == o
+}
+
+func (r *remote) watchCommand() *cobra.Command {
+	w, every := &whole{remote: r}, time.Second
+	cmd := &cobra.Command{
+		Use:   "watch",
+		Short: "Follow the update: its state, and how far the merge is",
+		Long: `Prints a line when something changes, until there is no update any more: the state, and
+while merging the share that is done, with the time left. With --json each line is an object, for other programs.`,
+		Example: `  otactl watch
+  otactl watch --json | while read -r event; do …; done`,
+		Args: cli.Args(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if every < 100*time.Millisecond {
+				return cli.Usagef("--every: expected 100ms or more, found %v", every)
+			}
+			out := cli.Output{JSON: w.json, Stdout: cmd.OutOrStdout(), Stderr: cmd.ErrOrStderr()}
+			return w.with(cmd, func(ctx context.Context, d *update.Device) error { return w.watch(ctx, out, d, every) })
+		},
+	}
+	cmd.Flags().DurationVar(&every, "every", every, "time between two looks")
+	w.jsonFlag(cmd)
+	return w.flags(cmd)
+}
+
+func (w *whole) watch(ctx context.Context, out cli.Output, d *update.Device, every time.Duration) error {
+	var last event
+	for {
+		e, err := w.now(ctx, d)
+		if err != nil {
+			return err
+		}
+		if !e.same(last) {
+			if err := tellEvent(out, e); err != nil {
+				return err
+			}
+			last = e
+		}
+		if e.State == snapshotpb.UpdateState_None.String() {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(every):
+		}
+	}
+}
+
+// now is how the update stands. Without a daemon nothing is known of the merge.
+func (w *whole) now(ctx context.Context, d *update.Device) (e event, err error) {
+	st, err := standingOf(d)
+	if err != nil {
+		return e, err
+	}
+	e = event{Time: time.Now().UTC().Format(time.RFC3339), State: st.State, Slot: st.Slot, Failure: st.Failure}
+	quick := remote{socket: w.socket, timeout: 200 * time.Millisecond}
+	_ = quick.with(ctx, func(c *control.Client) error {
+		all, err := everyStatus(ctx, c)
+		for _, s := range all {
+			e.Written += s.BytesWritten
+			e.Total += s.BytesTotal
+			e.SecondsLeft = max(e.SecondsLeft, s.SecondsLeft)
+		}
+		return err
+	})
+	if e.Total > 0 {
+		e.Percent = float64(e.Written*1000/e.Total) / 10
+	}
+	return e, nil
+}
+
+func tellEvent(out cli.Output, e event) error {
+	if out.JSON {
+		return out.Emit(e)
+	}
+	text := e.State
+	if e.Total > 0 {
+		text += fmt.Sprintf("  %5.1f %%  %s of %s", e.Percent, cli.Bytes(e.Written), cli.Bytes(e.Total))
+	}
+	if e.SecondsLeft > 0 {
+		text += fmt.Sprintf("  %v left", time.Duration(e.SecondsLeft)*time.Second)
+	}
+	if e.Failure != "" {
+		text += "  " + e.Failure
+	}
+	_, err := fmt.Fprintln(out.Stdout, text)
+	return err
+}

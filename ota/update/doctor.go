@@ -1,0 +1,176 @@
+package update
+
+import (
+	"context"
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+
+	"cowbird/formats/bootctl"
+	"cowbird/formats/lpmeta"
+	"cowbird/formats/snapshotpb"
+)
+
+// Finding is something about a device that is not as it should be.
+type Finding struct {
+	What string `json:"what"`
+	// Fix is what to do about it; "" if it goes by itself.
+	Fix string `json:"fix,omitempty"`
+}
+
+// Doctor reads everything and changes nothing.
+func (m *Manager) Doctor(ctx context.Context) (all []Finding, err error) {
+	err = m.locked(false, func() error {
+		d := &doctor{Manager: m, ctx: ctx}
+		d.super()
+		d.slots()
+		d.state()
+		all = d.found
+		return nil
+	})
+	return all, err
+}
+
+type doctor struct {
+	*Manager
+	ctx   context.Context
+	found []Finding
+}
+
+func (d *doctor) say(fix, what string, args ...any) {
+	d.found = append(d.found, Finding{fmt.Sprintf(what, args...), fix})
+}
+
+// super looks at both copies of all metadata.
+func (d *doctor) super() {
+	geometry, all := lpmeta.Inspect(d.Super.Metadata)
+	d.condition("geometry", geometry)
+	for slot, c := range all {
+		if slot < d.Slots.Count() {
+			d.condition("metadata of slot "+d.Slots.Suffix(slot), c)
+		}
+	}
+}
+
+func (d *doctor) condition(what string, c lpmeta.Condition) {
+	switch {
+	case !c.Usable():
+		d.say("flash super, or install a full update from the other slot", "super: %s: both copies are damaged: %v", what, c.Primary)
+	case c.Primary != nil:
+		d.say("the next update repairs it", "super: %s: the primary copy is damaged: %v", what, c.Primary)
+	case c.Backup != nil:
+		d.say("the next update repairs it", "super: %s: the backup copy is damaged: %v", what, c.Backup)
+	case c.Differ:
+		d.say("the next update repairs it", "super: %s: the copies differ", what)
+	}
+}
+
+func (d *doctor) slots() {
+	current, err := d.Slots.Current()
+	if err != nil {
+		d.say("name the slot on the kernel's command line, or in the configuration", "slots: %v", err)
+		return
+	}
+	if good, err := d.Slots.IsSuccessful(current); err != nil {
+		d.say("otactl mark-successful makes the boot loader's state anew", "slots: %v", err)
+	} else if !good {
+		d.say("otactl mark-successful, if all works", "the running slot %s is on trial: the boot loader will give it up", d.Slots.Suffix(current))
+	}
+	if next, err := d.Slots.Active(); err == nil && next != current {
+		d.say("", "the next boot takes slot %s", d.Slots.Suffix(next))
+	}
+}
+
+// state looks at what is known of an update, and whether that fits.
+func (d *doctor) state() {
+	s, err := d.readState()
+	if err != nil {
+		d.say("remove the file; an update that was not booted is lost", "%v", err)
+		return
+	}
+	d.markers(s.State)
+	want := mergeStatus(s.State)
+	if got, err := d.Slots.MergeStatus(); err == nil && got != want && want != bootctl.MergeSnapshotted {
+		d.say("otactl update --process", "the boot loader was told %v, and the state of the update is %v", got, s.State)
+	}
+	if s.State == failed {
+		d.say("otactl merge --wait tries again", "the merge failed: %v", s.MergeFailureCode)
+	}
+	if s.State == needsReboot {
+		d.say("reboot", "the merge is done, but a device could not be removed")
+	}
+	d.snapshots(s.State)
+}
+
+func (d *doctor) markers(s snapshotpb.UpdateState) {
+	boot, err := d.has(bootFile)
+	if err != nil {
+		d.say("", "%v", err)
+	}
+	if booted := s == unverified || s == merging || s == failed; booted && !boot {
+		d.say("otactl update --process ends it", "the state is %v, but no boot would find the update: %s is missing", s, bootFile)
+	}
+	if s == none && boot {
+		d.say("otactl cancel", "there is no update, but %s is there", bootFile)
+	}
+}
+
+// snapshots looks for statuses without partitions, and the other way round.
+func (d *doctor) snapshots(s snapshotpb.UpdateState) {
+	names, err := list(d.Files, snapshotsDir)
+	if err != nil {
+		d.say("", "%v", err)
+		return
+	}
+	for _, name := range names {
+		if err := d.snapshot(name); err != nil {
+			d.say("reboot to the old system and otactl cancel, if it is not merged", "snapshot %s: %v", name, err)
+		}
+	}
+	if s == none && len(names) > 0 {
+		d.say("otactl cancel", "there is no update, but %s has %s", snapshotsDir, strings.Join(names, ", "))
+	}
+	d.images(names)
+}
+
+func (d *doctor) snapshot(name string) error {
+	s, err := d.readStatus(name)
+	if err != nil || s == nil || s.State == snapshotpb.SnapshotState_MERGE_COMPLETED {
+		return err
+	}
+	slot := lpmeta.SlotOf(lpmeta.Suffix(name))
+	meta, err := d.metadataOf(slot)
+	if err != nil {
+		return err
+	}
+	if meta.Partition(name) == nil {
+		return fmt.Errorf("super has no such partition")
+	}
+	if got, want := length(d.lines(meta, cowName(name))), s.CowPartitionSize/sectorSize; got != want {
+		return fmt.Errorf("expected %d sectors of super for its COW, found %d", want, got)
+	}
+	if current, _, err := d.suffixes(); err != nil || lpmeta.Suffix(name) != current {
+		return err
+	}
+	mapping, err := d.Mapper.Compare(name, d.lines(meta, name))
+	if err != nil || mapping == Different {
+		return err
+	}
+	return fmt.Errorf("it is not mapped as a snapshot, though its state is %v", s.State)
+}
+
+func (d *doctor) images(snapshots []string) {
+	if d.Images == nil {
+		return
+	}
+	all, err := d.Images.List()
+	if err != nil {
+		d.say("", "files of COWs: %v", err)
+	}
+	for _, image := range all {
+		if !slices.ContainsFunc(snapshots, func(s string) bool { return cowName(s) == path.Base(image) }) {
+			d.say("the next update removes it", "%s is a file of a COW that no snapshot has", image)
+		}
+	}
+}
