@@ -25,6 +25,9 @@ type Config struct {
 	// Super is the super partition, or on a device without one the file that has
 	// the metadata of its partitions.
 	Super string `json:"super"`
+	// Plain are the partitions of a device without super. Super is then a file,
+	// which is made when it is not there.
+	Plain *Plain `json:"plain,omitempty"`
 	// Devices are block devices by the names that the metadata have for them;
 	// "super" is Super if it is not among them.
 	Devices map[string]string `json:"devices,omitempty"`
@@ -87,6 +90,18 @@ func ParseConfig(b []byte, dir string) (*Config, error) {
 	}
 	for name, path := range c.Devices {
 		c.Devices[name] = inDir(dir, path)
+	}
+	if p := c.Plain; p != nil {
+		if err := p.check(); err != nil {
+			return nil, err
+		}
+		for name, path := range p.devices() {
+			c.Devices[name] = inDir(dir, path)
+		}
+		p.Cow = inDir(dir, p.Cow)
+		for name, path := range p.Partitions {
+			p.Partitions[name] = inDir(dir, path)
+		}
 	}
 	if c.Devices["super"] == "" {
 		c.Devices["super"] = c.Super

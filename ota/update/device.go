@@ -33,6 +33,15 @@ func Open(c *Config, mapper Mapper, daemon Daemon, log *slog.Logger) (*Device, e
 	if err != nil {
 		return nil, err
 	}
+	if c.Plain != nil {
+		slot, err := s.Current()
+		if err == nil {
+			err = c.Plain.create(c.Super, slot)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
 	super, err := cow.OpenDevice(c.Super, true)
 	if err != nil {
 		return nil, fmt.Errorf("super: %w", err)

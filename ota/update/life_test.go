@@ -233,6 +233,11 @@ func (u *update) isOver(w *world) {
 func (u *update) runThrough(t testing.TB, seed uint64, room int64, cuts ...int) *world {
 	w := newWorld(t, seed, u.parts)
 	w.images.room = room
+	return u.runOn(w, cuts...)
+}
+
+func (u *update) runOn(w *world, cuts ...int) *world {
+	t := w.t
 	w.cutAt = 0
 	if len(cuts) > 0 {
 		w.cutAt, cuts = w.steps+cuts[0], cuts[1:]

@@ -42,6 +42,7 @@ type world struct {
 
 	files  *memFiles
 	super  *memDisk
+	disks  map[string]*memDisk // all, by path
 	misc   string
 	images *memImages
 
@@ -191,7 +192,9 @@ type diskWrite struct {
 }
 
 func newMemDisk(w *world, name string, size int) *memDisk {
-	return &memDisk{w: w, name: name, now: make([]byte, size), durable: make([]byte, size)}
+	d := &memDisk{w: w, name: name, now: make([]byte, size), durable: make([]byte, size)}
+	w.disks["/dev/"+name] = d
+	return d
 }
 
 func (d *memDisk) Size() int64 { return int64(len(d.now)) }
@@ -365,12 +368,10 @@ type memMapped struct {
 }
 
 func (w *world) open(p string) (cow.Device, error) {
-	switch {
-	case p == "/dev/super":
-		return w.super, nil
-	case p == "/dev/data":
-		return w.images.disk, nil
-	case strings.HasPrefix(p, "/dev/served/"):
+	if d := w.disks[p]; d != nil {
+		return d, nil
+	}
+	if strings.HasPrefix(p, "/dev/served/") {
 		return w.daemon.device(path.Base(p))
 	}
 	name := path.Base(p)
@@ -429,7 +430,12 @@ func (d *memMapped) WriteAt(p []byte, off int64) (int, error) {
 	})
 }
 
-func (d *memMapped) Sync() error { return errors.Join(d.w.super.Sync(), d.w.images.disk.Sync()) }
+func (d *memMapped) Sync() (err error) {
+	for _, disk := range d.w.disks {
+		err = errors.Join(err, disk.Sync())
+	}
+	return err
+}
 
 // memDaemon serves snapshots with the real engine.
 type memDaemon struct {
@@ -569,11 +575,24 @@ type part struct{ before, after []byte }
 
 // newWorld is a device whose slot a has partitions and is successful.
 func newWorld(t testing.TB, seed uint64, parts map[string]part) *world {
-	w := &world{t: t, rand: rand.New(rand.NewPCG(seed, 0)), misc: filepath.Join(t.TempDir(), "misc")}
-	w.files = newMemFiles(w)
+	w := bareWorld(t, seed)
 	w.super = newMemDisk(w, "super", superSize)
-	w.images = &memImages{w: w, disk: newMemDisk(w, "data", 8<<20), files: map[string][2]int64{}}
 	w.flash(parts)
+	w.setUp()
+	return w
+}
+
+func bareWorld(t testing.TB, seed uint64) *world {
+	w := &world{t: t, rand: rand.New(rand.NewPCG(seed, 0)), misc: filepath.Join(t.TempDir(), "misc"), disks: map[string]*memDisk{}}
+	w.files = newMemFiles(w)
+	w.images = &memImages{w: w, disk: newMemDisk(w, "data", 8<<20), files: map[string][2]int64{}}
+	return w
+}
+
+// setUp starts slot a, which is good.
+func (w *world) setUp() {
+	t := w.t
+	w.steps = 0
 	if err := os.WriteFile(w.misc, make([]byte, 64<<10), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -581,7 +600,6 @@ func newWorld(t testing.TB, seed uint64, parts map[string]part) *world {
 	must(t, w.m.Slots.SetActive(0))
 	must(t, w.m.Slots.MarkSuccessful())
 	must(t, w.m.Slots.SetUnbootable(1))
-	return w
 }
 
 // flash writes the partitions as they are before the update.
@@ -611,7 +629,6 @@ func (w *world) flash(parts map[string]part) {
 		}
 	}
 	must(w.t, w.super.Sync())
-	w.steps = 0
 }
 
 // start begins to run a slot's system, with nothing mapped.
@@ -644,8 +661,9 @@ func (w *world) cycle() {
 		_ = s.Close()
 	}
 	w.files.crash()
-	w.super.crash()
-	w.images.disk.crash()
+	for _, name := range slices.Sorted(maps.Keys(w.disks)) {
+		w.disks[name].crash()
+	}
 	b, err := os.ReadFile(w.misc)
 	must(w.t, err)
 	control, err := bootctl.ParseControl(b[bootctl.ControlOffset:])
