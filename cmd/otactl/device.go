@@ -69,7 +69,7 @@ func (w *whole) withConfig(cmd *cobra.Command, c *update.Config, f func(context.
 	}
 	defer done()
 	log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn}))
-	d, err := update.Open(c, m, update.Snapuserd{Socket: socket, Timeout: w.timeout}, log)
+	d, err := update.Open(c, m, update.Snapuserd{Socket: socket, Timeout: w.timeout, Rate: c.Merge.Rate}, log)
 	if err != nil {
 		return err
 	}

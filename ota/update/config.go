@@ -44,6 +44,8 @@ type Config struct {
 	Version     int            `json:"cow_version,omitempty"`
 	Compression string         `json:"compression,omitempty"`
 	MaxUnit     int            `json:"max_unit,omitempty"`
+	// Merge says when an update is merged without being asked to.
+	Merge Policy `json:"merge,omitzero"`
 	// VerifiedBoot is for Verify.
 	VerifiedBoot *VerifiedBoot `json:"verified_boot,omitempty"`
 	// Build names the running system, in the state of an update.

@@ -16,6 +16,8 @@ type Snapuserd struct {
 	Socket string
 	// Timeout is how long to wait for it to come up.
 	Timeout time.Duration
+	// Rate is how many bytes a second each merge writes at most; 0: no limit.
+	Rate int64
 }
 
 func (d Snapuserd) with(ctx context.Context, f func(*control.Client) error) error {
@@ -61,12 +63,21 @@ func (d Snapuserd) State(ctx context.Context, name string) (state string, err er
 
 // Merge implements Daemon.
 func (d Snapuserd) Merge(ctx context.Context, name string) error {
-	return d.with(ctx, func(c *control.Client) error { return c.Do(ctx, control.InitiateMerge, name) })
+	return d.with(ctx, func(c *control.Client) error { return c.Merge(ctx, name, d.Rate) })
+}
+
+// Pause implements Daemon.
+func (d Snapuserd) Pause(ctx context.Context, on bool) error {
+	command := control.ResumeMerge
+	if on {
+		command = control.PauseMerge
+	}
+	return d.with(ctx, func(c *control.Client) error { return c.Do(ctx, command) })
 }
 
 // Delete implements Daemon. Without a daemon there are no snapshots.
 func (d Snapuserd) Delete(ctx context.Context, name string) error {
-	soon := Snapuserd{d.Socket, min(d.Timeout, 200*time.Millisecond)}
+	soon := Snapuserd{Socket: d.Socket, Timeout: min(d.Timeout, 200*time.Millisecond)}
 	err := soon.with(ctx, func(c *control.Client) error { return c.Do(ctx, control.Delete, name) })
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) {
 		return nil

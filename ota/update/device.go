@@ -61,6 +61,9 @@ func Open(c *Config, mapper Mapper, daemon Daemon, log *slog.Logger) (*Device, e
 // Close closes what Open has opened. What is mapped stays.
 func (d *Device) Close() error { return errors.Join(d.dir.Close(), d.super.Close()) }
 
+// MergePolicy is what the configuration says of merges.
+func (d *Device) MergePolicy() Policy { return d.config.Merge }
+
 // Policy is what the configuration says of payloads that may be installed.
 func (d *Device) Policy() (*verify.Policy, error) { return d.installConfig().Policy() }
 

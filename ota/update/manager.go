@@ -91,6 +91,8 @@ type Daemon interface {
 	State(ctx context.Context, name string) (string, error)
 	// Merge has a merge begin, which may be going on already.
 	Merge(ctx context.Context, name string) error
+	// Pause holds all merges, or lets them go on.
+	Pause(ctx context.Context, on bool) error
 	// Delete ends a snapshot; one that is not there is fine.
 	Delete(ctx context.Context, name string) error
 }

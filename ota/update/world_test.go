@@ -439,11 +439,13 @@ func (d *memMapped) Sync() (err error) {
 
 // memDaemon serves snapshots with the real engine.
 type memDaemon struct {
-	w     *world
-	snaps map[string]*memSnapshot
-	fails map[string]bool // merges of these fail
-	gone  bool            // nobody answers
-	eager bool            // merges are done at once
+	w      *world
+	snaps  map[string]*memSnapshot
+	fails  map[string]bool // merges of these fail
+	gone   bool            // nobody answers
+	eager  bool            // merges are done at once
+	paused bool
+	pauses int
 }
 
 type memSnapshot struct {
@@ -518,11 +520,17 @@ func (d *memDaemon) Delete(_ context.Context, name string) error {
 	return d.w.alive()
 }
 
+func (d *memDaemon) Pause(_ context.Context, on bool) error {
+	d.paused = on
+	d.pauses++
+	return d.w.alive()
+}
+
 // work merges what is to be merged.
 func (d *memDaemon) work() error {
 	for _, name := range slices.Sorted(maps.Keys(d.snaps)) {
 		s := d.snaps[name]
-		if s.state != snapshotMerging {
+		if s.state != snapshotMerging || d.paused {
 			continue
 		}
 		if d.fails[name] {
