@@ -14,9 +14,10 @@ GUESTTAGS := vmtest,vmfault,vmhost,vmbench
 FUZZTIME  ?= 10s
 TESTFLAGS ?=
 BENCHFLAGS ?=
+TORTUREFLAGS ?=
 VMFLAGS ?=
 
-.PHONY: help demo test bench vmtest vmbench vmshell build cross lint fuzz clean
+.PHONY: help demo test bench torture vmtest vmbench vmshell build cross lint fuzz clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -36,6 +37,9 @@ bench: ## measure what is promised, beside its reference (root; BENCHFLAGS=-quic
 	@tools/setup.sh bench
 	@$(MAKE) --no-print-directory build
 	go run ./tools/bench -bin bin $(BENCHFLAGS)
+
+torture: ## updates of devices that suffer (TORTUREFLAGS='-torture 5000 -torture-seed 7')
+	go test ./ota/update -run '^TestTorture$$' -v -timeout 0 -torture 1000 $(TORTUREFLAGS) | grep -v '^ *\(---\|===\).*TestTorture/'
 
 vmtest: ## tests on kernels of their own (VMFLAGS='-vehicle uml -run NAME'); see docs/vmlab.md
 	@tools/setup.sh vmtest

@@ -119,6 +119,7 @@ func manifest(parts map[string]part, cows map[string][]byte) *pb.DeltaArchiveMan
 
 // update is an update to be installed again and again.
 type update struct {
+	from  int // slot
 	parts    map[string]part
 	cows     map[string][]byte
 	manifest *pb.DeltaArchiveManifest
@@ -192,10 +193,10 @@ func (u *update) live(w *world) (done bool, err error) {
 	if _, err := w.m.Boot(ctx); err != nil {
 		return false, err
 	}
-	if err := w.isSystem(u.parts, w.slot == 1); err != nil {
+	if err := w.isSystem(u.parts, w.slot != u.from); err != nil {
 		w.t.Fatalf("%v; steps: %v", err, w.lastSteps())
 	}
-	if w.slot == 1 {
+	if w.slot != u.from {
 		state, err := merge(w)
 		return err == nil && state == none, err
 	}

@@ -159,6 +159,9 @@ func (m *Manager) process(ctx context.Context) (snapshotpb.UpdateState, error) {
 	if err != nil {
 		return none, err
 	}
+	if err := m.remindBootLoader(s.State); err != nil {
+		return none, err
+	}
 	switch s.State {
 	case unverified:
 		return m.processUnverified(ctx)
@@ -167,8 +170,7 @@ func (m *Manager) process(ctx context.Context) (snapshotpb.UpdateState, error) {
 	case completed:
 		return m.end(ctx)
 	}
-	// The power may have gone after the state was written and before this.
-	return s.State, m.Slots.SetMergeStatus(mergeStatus(s.State))
+	return s.State, nil
 }
 
 // processUnverified removes an update that came to nothing.

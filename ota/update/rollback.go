@@ -23,6 +23,9 @@ func (m *Manager) Rollback(ctx context.Context) error {
 		if s.State != unverified || o != target {
 			return fmt.Errorf("roll back: %w: expected a new system that is not merged to run, found the state %v", ErrState, s.State)
 		}
+		if err := m.remindBootLoader(s.State); err != nil {
+			return err
+		}
 		other, err := m.otherSlot()
 		if err != nil {
 			return err

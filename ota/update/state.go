@@ -93,8 +93,8 @@ func (m *Manager) writeState(s snapshotpb.UpdateState, edit func(*snapshotpb.Sna
 	// The boot loader is never less careful than the file would have it be.
 	status := mergeStatus(s)
 	if status != bootctl.MergeNone {
-		if err := m.Slots.SetMergeStatus(status); err != nil {
-			return fmt.Errorf("tell the boot loader of state %v: %w", s, err)
+		if err := m.remindBootLoader(s); err != nil {
+			return err
 		}
 	}
 	if err := put(m.Files, stateFile, b); err != nil {
@@ -102,9 +102,16 @@ func (m *Manager) writeState(s snapshotpb.UpdateState, edit func(*snapshotpb.Sna
 	}
 	m.log().Info("update", "was", old.State, "is", s)
 	if status == bootctl.MergeNone {
-		if err := m.Slots.SetMergeStatus(status); err != nil {
-			return fmt.Errorf("tell the boot loader of state %v: %w", s, err)
-		}
+		return m.remindBootLoader(s)
+	}
+	return nil
+}
+
+// remindBootLoader tells the boot loader of the state there is. The power may have
+// gone after it was told of one that was not written then, or before it was told.
+func (m *Manager) remindBootLoader(s snapshotpb.UpdateState) error {
+	if err := m.Slots.SetMergeStatus(mergeStatus(s)); err != nil {
+		return fmt.Errorf("tell the boot loader of state %v: %w", s, err)
 	}
 	return nil
 }

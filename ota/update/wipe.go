@@ -46,6 +46,9 @@ func (m *Manager) dropBeforeWipe(ctx context.Context) (finish bool, err error) {
 	if allowed, err := m.has(forwardFile); allowed || err != nil {
 		return allowed, err
 	}
+	if err := m.remindBootLoader(s.State); err != nil {
+		return false, err
+	}
 	return false, m.leaveNewSystem(ctx)
 }
 
