@@ -119,7 +119,7 @@ func manifest(parts map[string]part, cows map[string][]byte) *pb.DeltaArchiveMan
 
 // update is an update to be installed again and again.
 type update struct {
-	from  int // slot
+	from     int // slot
 	parts    map[string]part
 	cows     map[string][]byte
 	manifest *pb.DeltaArchiveManifest
