@@ -479,11 +479,14 @@ func (d *ublkDev) Leave() (serving bool, err error) {
 	if needed := ublkctl.Recovery | ublkctl.Reissue; d.info.Flags&needed != needed {
 		return true, fmt.Errorf("%w: leave %s: expected a device that waits for its next server (recovery with reissue), found %v", ErrUnsupported, d.path, d.info.Flags)
 	}
-	if !d.quiesce() {
+	// The queues may end as soon as the driver is told, and must not take the
+	// device with them.
+	d.keeping.Store(true)
+	if !d.quiesce() && !d.isOver() {
+		d.keeping.Store(false)
 		return true, nil
 	}
 	d.gone = true
-	d.keeping.Store(true)
 	d.tell(&d.leaving)
 	<-d.done
 	d.awaitLeft()
