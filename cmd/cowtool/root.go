@@ -8,6 +8,7 @@ import (
 	"cowbird/cmd/internal/cli"
 	"cowbird/cow"
 	"cowbird/formats/cowfile"
+	"cowbird/formats/lpmeta"
 	"cowbird/formats/payload"
 	"cowbird/ota/apply"
 	"cowbird/ota/verify"
@@ -50,7 +51,7 @@ object: {"event":"progress",…} at most five times a second, then the result.
 	}
 	root.PersistentFlags().BoolVar(&c.json, "json", false, "print a JSON object a line, for programs")
 	root.PersistentFlags().BoolVarP(&c.quiet, "quiet", "q", false, "no progress bar")
-	root.AddCommand(createCommand(c), convertCommand(c), estimateCommand(c), inspectCommand(c), checkCommand(c), catCommand(c), mergeCommand(c), mapCommand(c), payloadCommand(c))
+	root.AddCommand(createCommand(c), convertCommand(c), estimateCommand(c), inspectCommand(c), checkCommand(c), catCommand(c), mergeCommand(c), mapCommand(c), payloadCommand(c), superCommand(c))
 	return root
 }
 
@@ -74,6 +75,8 @@ func advice(err error) string {
 		return "is --old the folder with the partitions that the payload is for, and are they unchanged?"
 	case errors.Is(err, payload.ErrMagic):
 		return "give a payload.bin or an OTA zip"
+	case errors.Is(err, lpmeta.ErrNotFound):
+		return "give a super partition, an image of one, or super_empty.img"
 	case errors.Is(err, payload.ErrTruncated):
 		return "get it again"
 	case errors.Is(err, cow.ErrMismatch):
