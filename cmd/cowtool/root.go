@@ -47,7 +47,8 @@ object: {"event":"progress",…} at most five times a second, then the result.
   cowtool cat --base old.img -o new.img update.cow  # the target, as a file
   cowtool merge --base old.img update.cow           # the target, in place
   cowtool payload info ota.zip                      # what an A/B update consists of
-  cowtool payload apply --old old -o new ota.zip    # its partitions, as files`,
+  cowtool payload apply --old old -o new ota.zip    # its partitions, as files
+  cowtool super unpack -o images super.img          # those of a super partition`,
 	}
 	root.PersistentFlags().BoolVar(&c.json, "json", false, "print a JSON object a line, for programs")
 	root.PersistentFlags().BoolVarP(&c.quiet, "quiet", "q", false, "no progress bar")
