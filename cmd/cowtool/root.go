@@ -8,6 +8,7 @@ import (
 	"cowbird/cmd/internal/cli"
 	"cowbird/cow"
 	"cowbird/formats/cowfile"
+	"cowbird/formats/lpmeta"
 	"cowbird/formats/payload"
 	"cowbird/formats/vbmeta"
 	"cowbird/ota/apply"
@@ -49,11 +50,12 @@ object: {"event":"progress",…} at most five times a second, then the result.
   cowtool payload info ota.zip                      # what an A/B update consists of
   cowtool payload apply --old old -o new ota.zip    # its partitions, as files
   cowtool vbmeta verify --images new new/vbmeta.img # are they what was signed
-  cowtool verity build --key release.key new.img    # what dm-verity checks them with`,
+  cowtool verity build --key release.key new.img    # what dm-verity checks them with
+  cowtool super unpack -o images super.img          # those of a super partition`,
 	}
 	root.PersistentFlags().BoolVar(&c.json, "json", false, "print a JSON object a line, for programs")
 	root.PersistentFlags().BoolVarP(&c.quiet, "quiet", "q", false, "no progress bar")
-	root.AddCommand(createCommand(c), convertCommand(c), estimateCommand(c), inspectCommand(c), checkCommand(c), catCommand(c), mergeCommand(c), mapCommand(c), payloadCommand(c), vbmetaCommand(c), verityCommand(c))
+	root.AddCommand(createCommand(c), convertCommand(c), estimateCommand(c), inspectCommand(c), checkCommand(c), catCommand(c), mergeCommand(c), mapCommand(c), payloadCommand(c), superCommand(c), vbmetaCommand(c), verityCommand(c))
 	return root
 }
 
@@ -77,6 +79,8 @@ func advice(err error) string {
 		return "is --old the folder with the partitions that the payload is for, and are they unchanged?"
 	case errors.Is(err, payload.ErrMagic):
 		return "give a payload.bin or an OTA zip"
+	case errors.Is(err, lpmeta.ErrNotFound):
+		return "give a super partition, an image of one, or super_empty.img"
 	case errors.Is(err, payload.ErrTruncated):
 		return "get it again"
 	case errors.Is(err, vbmeta.ErrNotVBMeta), errors.Is(err, errNoTree):
