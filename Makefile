@@ -17,7 +17,7 @@ BENCHFLAGS ?=
 TORTUREFLAGS ?=
 VMFLAGS ?=
 
-.PHONY: help demo test bench torture vmtest vmbench vmshell build cross lint fuzz clean
+.PHONY: help demo test bench torture vmtest vmbench vmshell build man cross lint fuzz clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -58,6 +58,10 @@ build: ## the commands for this machine, static, into bin/
 	@mkdir -p bin
 	@for c in $(COMMANDS); do $(GOBUILD) -o bin/$$c ./cmd/$$c; done
 	@echo "built $(addprefix bin/,$(COMMANDS))"
+
+man: build ## manual pages of cowtool and otactl, into bin/man/
+	@for c in cowtool otactl; do bin/$$c man bin/man; done
+	@echo "wrote $$(ls bin/man | wc -l) pages into bin/man"
 
 cross: ## the commands for every platform, into bin/OS-ARCH/, and a look at what came out
 	@tools/setup.sh build

@@ -54,6 +54,7 @@ func (p Program) Run(args []string, stdin io.Reader, stdout, stderr io.Writer) i
 	root.SetErr(stderr)
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return UsageError{err} })
+	root.AddCommand(manCommand(root))
 	began := false
 	onRun(root, func() { began = true })
 	cmd, err := root.ExecuteContextC(ctx)
