@@ -69,7 +69,7 @@ type phone struct {
 
 const (
 	phonePayload = "delta_partial_multi"
-	phoneSuper   = 40 << 20
+	phoneSuper   = 24 << 20 // too small for the COWs
 )
 
 // phoneSidecar is what the fixture tells of its payload.
@@ -157,7 +157,7 @@ func newPhone(t *testing.T, side phoneSidecar, fixtures string) *phone {
 
 func (p *phone) configure(key string) {
 	config, err := json.Marshal(map[string]any{
-		"state": p.path("metadata"), "super": p.super, "static": p.path("*"), "keys": key,
+		"state": p.path("metadata"), "images": p.path("cows"), "super": p.super, "static": p.path("*"), "keys": key,
 		"slots": map[string]any{"current": lpmeta.SuffixOf(p.slot), "misc": map[string]string{"path": p.path("misc")}},
 	})
 	p.check(err)
@@ -281,6 +281,14 @@ func TestUpdateWholeDevice(t *testing.T) {
 	if out := p.otactl("update"); !strings.Contains(out, "Unverified") {
 		t.Fatalf("expected the state Unverified, found %s", out)
 	}
+	images := func() []string {
+		names, err := filepath.Glob(p.path("cows/*"))
+		p.check(err)
+		return names
+	}
+	if len(images()) == 0 {
+		t.Error("expected a COW that is partly in a file")
+	}
 	if got := hashOf(t, "/dev/mapper/system_a"); got != old {
 		t.Error("the running system has changed")
 	}
@@ -318,6 +326,9 @@ func TestUpdateWholeDevice(t *testing.T) {
 		t.Errorf("expected the state None, found %s", out)
 	}
 	p.checkNew(side, paths)
+	if left := images(); len(left) > 0 {
+		t.Errorf("expected no files of COWs to be left, found %q", left)
+	}
 	out, err := exec.Command("dmsetup", "ls").Output()
 	p.check(err)
 	if bytes.Contains(out, []byte("-")) {

@@ -25,6 +25,10 @@ type Config struct {
 	// Super is the super partition, or on a device without one the file that has
 	// the metadata of its partitions.
 	Super string `json:"super"`
+	// Images is a folder for COWs that do not fit into super, on a file system that
+	// the boot mounts, and of which ImagesKeep bytes are left to others.
+	Images     string `json:"images,omitempty"`
+	ImagesKeep int64  `json:"images_keep,omitempty"`
 	// Plain are the partitions of a device without super. Super is then a file,
 	// which is made when it is not there.
 	Plain *Plain `json:"plain,omitempty"`
@@ -81,7 +85,7 @@ func ParseConfig(b []byte, dir string) (*Config, error) {
 	if c.Static != "" && strings.Count(c.Static, "*") != 1 {
 		return nil, fmt.Errorf("%w: static: expected a path with one asterisk, found %q", ErrConfig, c.Static)
 	}
-	for _, p := range []*string{&c.State, &c.Super, &c.Keys, &c.Static} {
+	for _, p := range []*string{&c.State, &c.Super, &c.Keys, &c.Static, &c.Images} {
 		*p = inDir(dir, *p)
 	}
 	if c.Devices == nil {

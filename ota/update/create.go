@@ -208,6 +208,10 @@ func (m *Manager) mapTargets(ctx context.Context) (targets []Target, err error) 
 	if err != nil {
 		return nil, err
 	}
+	// What a killed installation has left mapped may not be what would be mapped now.
+	if err := m.release(ctx); err != nil {
+		return nil, err
+	}
 	for _, s := range all {
 		t := Target{Partition: s.Name[:len(s.Name)-len(lpmeta.Suffix(s.Name))]}
 		if t.Old, err = m.mapOld(ctx, s); err != nil {

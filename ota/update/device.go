@@ -22,8 +22,7 @@ const progressFile = "cowbird-install"
 type Device struct {
 	*Manager
 	config *Config
-	dir    *Dir
-	super  *cow.FileDevice
+	close  []func() error
 }
 
 // Open opens what a device consists of. mapper may be nil if nothing is to be
@@ -42,24 +41,48 @@ func Open(c *Config, mapper Mapper, daemon Daemon, log *slog.Logger) (*Device, e
 			return nil, err
 		}
 	}
-	super, err := cow.OpenDevice(c.Super, true)
+	d := &Device{config: c, Manager: &Manager{
+		Slots: s, Mapper: mapper, Daemon: daemon, Log: log, Build: c.Build,
+		Open: func(path string) (WriteDevice, error) { return cow.OpenDevice(path, true) },
+	}}
+	if err := d.open(); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return d, nil
+}
+
+func (d *Device) open() error {
+	super, err := cow.OpenDevice(d.config.Super, true)
 	if err != nil {
-		return nil, fmt.Errorf("super: %w", err)
+		return fmt.Errorf("super: %w", err)
 	}
-	dir, err := OpenDir(c.State)
+	d.close = append(d.close, super.Close)
+	d.Super = Super{Metadata: super, Device: d.config.device}
+	dir, err := OpenDir(d.config.State)
 	if err != nil {
-		return nil, errors.Join(err, super.Close())
+		return err
 	}
-	m := &Manager{
-		Files: dir, Slots: s, Mapper: mapper, Daemon: daemon, Log: log, Build: c.Build,
-		Super: Super{Metadata: super, Device: c.device},
-		Open:  func(path string) (WriteDevice, error) { return cow.OpenDevice(path, true) },
+	d.close = append(d.close, dir.Close)
+	d.Files = dir
+	if d.config.Images == "" {
+		return nil
 	}
-	return &Device{m, c, dir, super}, nil
+	images, err := OpenImages(d.config.Images, d.config.ImagesKeep)
+	if err != nil {
+		return err
+	}
+	d.close = append(d.close, images.Close)
+	d.Images = images
+	return nil
 }
 
 // Close closes what Open has opened. What is mapped stays.
-func (d *Device) Close() error { return errors.Join(d.dir.Close(), d.super.Close()) }
+func (d *Device) Close() (err error) {
+	for _, f := range d.close {
+		err = errors.Join(err, f())
+	}
+	return err
+}
 
 // MergePolicy is what the configuration says of merges.
 func (d *Device) MergePolicy() Policy { return d.config.Merge }
