@@ -25,16 +25,21 @@ func (m *Manager) NeedsDaemon() (needs bool, err error) {
 
 // Boot maps the partitions of the running slot, as the first stage of the boot does
 // before anything is mounted: those of a system that is being tried, or merged, over
-// their snapshots. Either all are mapped or none. Called again it finds them mapped.
+// their snapshots. Either all are mapped or none. Called again it finds them mapped,
+// and takes nothing away should it fail.
 func (m *Manager) Boot(ctx context.Context) (all []Mounted, err error) {
 	err = m.locked(true, func() error {
 		if err := m.noteRollback(); err != nil {
 			return err
 		}
-		if all, err = m.mapAll(ctx); err != nil {
-			return errors.Join(err, m.unmapAll(ctx))
+		before, err := m.anyMapped()
+		if err != nil {
+			return err
 		}
-		return nil
+		if all, err = m.mapAll(ctx); err != nil && !before {
+			err = errors.Join(err, m.unmapAll(ctx))
+		}
+		return err
 	})
 	return all, err
 }
@@ -138,6 +143,20 @@ func (m *Manager) mapSnapshot(ctx context.Context, meta *lpmeta.Metadata, s *sna
 		return "", err
 	}
 	return m.Mapper.Map(ctx, s.Name, []Line{{Sectors: s.DeviceSize / sectorSize, Device: device}}, true)
+}
+
+// anyMapped tells whether one of the partitions is mapped already.
+func (m *Manager) anyMapped() (bool, error) {
+	meta, err := m.metadata()
+	if err != nil {
+		return false, err
+	}
+	for _, p := range meta.Partitions {
+		if _, mapped, err := m.Mapper.Path(p.Name); mapped || err != nil {
+			return mapped, err
+		}
+	}
+	return false, nil
 }
 
 // unmapAll takes back what mapAll did, as far as it can.

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -116,7 +117,10 @@ func (i *FileImages) Table(name string) ([]Line, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.loops[name] == nil {
-		f, err := i.attach(name)
+		f, err := i.find(name)
+		if err == nil && f == nil {
+			f, err = i.attach(name)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("loop device for %s: %w", name, err)
 		}
@@ -127,6 +131,34 @@ func (i *FileImages) Table(name string) ([]Line, error) {
 		return nil, err
 	}
 	return []Line{{Sectors: uint64(st.Size()) / lpmeta.SectorSize, Device: i.loops[name].Name()}}, nil
+}
+
+// find gives the loop device that another process has made for a file, if there is one.
+func (i *FileImages) find(name string) (*os.File, error) {
+	st, err := i.dir.Stat(name + imageSuffix)
+	if err != nil {
+		return nil, err
+	}
+	file, ok := st.Sys().(*syscall.Stat_t)
+	if !ok {
+		return nil, nil
+	}
+	used, err := filepath.Glob("/sys/block/loop*/loop")
+	if err != nil {
+		return nil, err
+	}
+	for _, sys := range used {
+		f, err := os.OpenFile("/dev/"+filepath.Base(filepath.Dir(sys)), os.O_RDWR, 0)
+		if err != nil {
+			continue // gone since, or read-only
+		}
+		info, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
+		if err == nil && info.Inode == file.Ino && info.Device == uint64(file.Dev) && info.Offset == 0 {
+			return f, nil
+		}
+		_ = f.Close()
+	}
+	return nil, nil
 }
 
 // attach makes a loop device that goes with its last user. Others may take the one

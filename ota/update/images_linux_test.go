@@ -44,6 +44,11 @@ func TestFileImages(t *testing.T) {
 	if len(table) != 1 || table[0].Sectors != 2048 || !slices.Equal(table, again) {
 		t.Fatalf("expected the same device of 2048 sectors, found %v and %v", table, again)
 	}
+	another := openImages(t, dir) // as another process
+	if found, err := another.Table("system_b-cow"); err != nil || !slices.Equal(found, table) {
+		t.Errorf("expected the same device, found %v, %v", found, err)
+	}
+	must(t, another.Close())
 	content := bytes.Repeat([]byte("cow "), 1024)
 	loop, err := os.OpenFile(table[0].Device, os.O_RDWR, 0)
 	must(t, err)

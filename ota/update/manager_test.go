@@ -594,3 +594,19 @@ func TestDoctor(t *testing.T) {
 	w.process(failed)
 	says(w, "the merge failed")
 }
+
+// A boot that is done again changes nothing, also when it fails.
+func TestBootTwice(t *testing.T) {
+	w, u := tried(t, plain())
+	tables, steps := len(w.mapper.tables), w.steps
+	_, err := w.m.Boot(ctx)
+	must(t, err)
+	w.daemon.gone = true
+	if _, err := w.m.Boot(ctx); err == nil {
+		t.Error("expected an error without a daemon")
+	}
+	if len(w.mapper.tables) != tables || w.steps != steps {
+		t.Errorf("expected %d devices and no change, found %d and %d changes", tables, len(w.mapper.tables), w.steps-steps)
+	}
+	w.isSystemOf(u, true)
+}
