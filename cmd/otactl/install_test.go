@@ -63,7 +63,7 @@ func TestInstall(t *testing.T) {
 		"no partition":  {map[string]any{"state": "s", "partitions": map[string]any{"x": map[string]string{"cow": "x"}}}, "--unsigned --config " + config + " " + file, 1, "expected an entry for partition"},
 		"no key":        {map[string]any{"state": "s", "partitions": partitions}, "--config " + config + " " + file, 1, "expected keys to trust"},
 		"another key":   {map[string]any{"state": "s", "keys": filepath.Join(from, "keys", "ec256.pub.pem"), "partitions": partitions}, "--config " + config + " " + file, 1, "kDownloadMetadataSignatureMismatch"},
-		"older":         {map[string]any{"state": "s", "keys": key, "partitions": partitions, "device": map[string]any{"timestamp": 1 << 40}}, "--config " + config + " " + file, 1, "kPayloadTimestampError"},
+		"older":         {map[string]any{"state": "s", "keys": key, "partitions": partitions, "device": map[string]any{"timestamp": int64(1) << 40}}, "--config " + config + " " + file, 1, "kPayloadTimestampError"},
 		"no payload":    {good, "--config " + config + " " + key, 1, "give the payload.bin itself"},
 		"wrong workers": {good, "--workers -1 --config " + config + " " + file, 2, "--workers"},
 	} {

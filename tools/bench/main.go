@@ -65,6 +65,8 @@ var parts = []part{
 	{"copies", (*bench).mergeCopies},
 	{"peak", (*bench).peak},
 	{"extract", (*bench).extract},
+	{"diff", (*bench).diffs},
+	{"install", (*bench).install},
 	{"binary", (*bench).binary},
 }
 
