@@ -5,12 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime/debug"
 
 	"github.com/spf13/cobra"
 
 	"cowbird/cmd/internal/cli"
 	"cowbird/ota/apply"
 )
+
+// garbagePercent is how much garbage there may be when partitions are made, in percent
+// of what lives.
+const garbagePercent = 30
 
 type payloadApply struct {
 	payloads
@@ -85,6 +90,9 @@ func (a *payloadApply) run(ctx context.Context, out cli.Output, name string) err
 		return cli.Usagef("the output %s is the folder of the old partitions: give another -o", a.out)
 	}
 	meter := out.Meter("applying")
+	// What lives are decoders of some MiB each, which are used again; there is little
+	// garbage, and no reason to let as much of it pile up.
+	defer debug.SetGCPercent(debug.SetGCPercent(garbagePercent))
 	err = apply.Images(ctx, apply.ImageOptions{Metadata: o.Metadata, Blobs: apply.BlobsAt(o.Metadata, o.File), Old: a.old, Out: a.out, Partition: a.selects,
 		Workers: a.workers, Memory: int64(a.memory), OnProgress: meter.Update})
 	meter.End()
