@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"cowbird/cow"
 	"cowbird/dmuser"
@@ -169,12 +170,29 @@ func (p *phone) socket() string { return p.path("socket") }
 // otactl runs the command and gives its output.
 func (p *phone) otactl(args ...string) string {
 	p.t.Helper()
+	defer func(start time.Time) {
+		p.t.Logf("otactl %s took %d ms; the daemon holds %s", args[0], time.Since(start).Milliseconds(), p.rss())
+	}(time.Now())
 	var out, errs bytes.Buffer
 	args = append(args, "--config", p.path("update.json"), "--socket", p.socket())
 	if code := run(args, nil, &out, &errs); code != 0 {
 		p.t.Fatalf("otactl %s: %d, %s", strings.Join(args, " "), code, errs.String())
 	}
 	return out.String()
+}
+
+// rss is what the daemon has in memory, if it runs.
+func (p *phone) rss() string {
+	if p.daemon == nil {
+		return "nothing"
+	}
+	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.daemon.Process.Pid))
+	for line := range strings.Lines(string(status)) {
+		if value, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+			return strings.TrimSpace(value)
+		}
+	}
+	return "nothing"
 }
 
 func (p *phone) startDaemon() {

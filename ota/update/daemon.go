@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -34,8 +35,13 @@ func (d Snapuserd) with(ctx context.Context, f func(*control.Client) error) erro
 // Map implements Daemon. A snapshot that is mapped already is fine.
 func (d Snapuserd) Map(ctx context.Context, name, cow, source, base string) (device string, err error) {
 	err = d.with(ctx, func(c *control.Client) error {
-		if device, err = c.Device(ctx, name); err == nil {
-			return nil
+		names, err := c.Names(ctx)
+		if err != nil {
+			return err
+		}
+		if slices.Contains(names, name) {
+			device, err = c.Device(ctx, name)
+			return err
 		}
 		if _, err := c.Init(ctx, name, cow, source, base); err != nil {
 			return err
