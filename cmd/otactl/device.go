@@ -9,9 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"syscall"
 	"text/tabwriter"
 	"time"
 
@@ -19,7 +17,6 @@ import (
 
 	"cowbird/cmd/internal/cli"
 	"cowbird/formats/snapshotpb"
-	"cowbird/ota/control"
 	"cowbird/ota/slots"
 	"cowbird/ota/update"
 )
@@ -70,9 +67,8 @@ func (w *whole) with(cmd *cobra.Command, f func(context.Context, *update.Device)
 }
 
 func (w *whole) withConfig(cmd *cobra.Command, c *update.Config, f func(context.Context, *update.Device) error) error {
-	socket := w.socket
 	if c.Socket != "" && !cmd.Flags().Changed("socket") {
-		socket = c.Socket
+		w.socket = c.Socket
 	}
 	m, done, err := newMapper()
 	if err != nil {
@@ -80,7 +76,7 @@ func (w *whole) withConfig(cmd *cobra.Command, c *update.Config, f func(context.
 	}
 	defer done()
 	log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn}))
-	d, err := update.Open(c, m, update.Snapuserd{Socket: socket, Timeout: w.timeout}, log)
+	d, err := update.Open(c, m, update.Snapuserd{Socket: w.socket, Timeout: w.timeout}, log)
 	if err != nil {
 		return err
 	}
@@ -96,7 +92,7 @@ func isDevice(b []byte) bool {
 }
 
 func (r *remote) bootCommand() *cobra.Command {
-	w, daemon := &whole{remote: r}, ""
+	w, daemon := &whole{remote: r}, starter{}
 	cmd := &cobra.Command{
 		Use:   "boot",
 		Short: "Map the partitions of the slot that runs, in an initramfs",
@@ -106,8 +102,12 @@ or merged they are snapshots, which snapuserd serves; --daemon starts it when it
 needed and does not run. Either all are mapped or none. Done twice, it finds them
 mapped.
 
+The daemon outlives the initramfs. With --daemon-root it needs nothing of it any more:
+the folder, which must move to the new root with what is above it (/run), becomes its
+root, with a copy of its program, /dev, /proc, /sys and /run.
+
 ` + configHelp,
-		Example: `  otactl boot --daemon /sbin/snapuserd
+		Example: `  otactl boot --daemon /sbin/snapuserd --daemon-root /run/cowbird
   mount -o ro /dev/mapper/system_b /sysroot`,
 		Args: cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -116,18 +116,20 @@ mapped.
 			})
 		},
 	}
-	cmd.Flags().StringVar(&daemon, "daemon", "", "snapuserd's `PROGRAM`, to be started if it is needed")
+	cmd.Flags().StringVar(&daemon.program, "daemon", "", "snapuserd's `PROGRAM`, to be started if it is needed")
+	cmd.Flags().StringVar(&daemon.root, "daemon-root", "", "give the daemon a root of its own, mounted on this `FOLDER`")
 	w.jsonFlag(cmd)
 	return w.flags(cmd)
 }
 
-func (w *whole) boot(ctx context.Context, out io.Writer, d *update.Device, daemon string) error {
+func (w *whole) boot(ctx context.Context, out io.Writer, d *update.Device, daemon starter) error {
 	needed, err := d.NeedsDaemon()
 	if err != nil {
 		return err
 	}
-	if needed && daemon != "" {
-		if err := w.startDaemon(daemon); err != nil {
+	if needed && daemon.program != "" {
+		daemon.socket = w.socket
+		if err := daemon.start(); err != nil {
 			return err
 		}
 	}
@@ -144,25 +146,6 @@ func (w *whole) boot(ctx context.Context, out io.Writer, d *update.Device, daemo
 		}
 	}
 	return nil
-}
-
-// startDaemon leaves a daemon behind that does not end with this program.
-func (w *whole) startDaemon(program string) error {
-	quick := remote{socket: w.socket, timeout: 50 * time.Millisecond}
-	if quick.with(context.Background(), func(*control.Client) error { return nil }) == nil {
-		return nil // it runs
-	}
-	cmd := exec.Command(program, "--socket", w.socket, "--serves-root")
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	if f, err := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0); err == nil {
-		defer f.Close()
-		cmd.Stdout, cmd.Stderr = f, f
-	}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("start the daemon: %w", err)
-	}
-	return cmd.Process.Release()
 }
 
 // standing is what otactl update prints.
@@ -306,6 +289,15 @@ finished.`,
 			return w.with(cmd, func(ctx context.Context, d *update.Device) error { return d.Cancel(ctx) })
 		},
 	})
+}
+
+// mergeAny is mergeUpdate when there is something to merge: the system that runs is an
+// update's.
+func (w *whole) mergeAny(ctx context.Context, d *update.Device, wait bool) error {
+	if any, err := d.NeedsDaemon(); err != nil || !any {
+		return err
+	}
+	return w.mergeUpdate(ctx, d, wait)
 }
 
 // mergeUpdate begins the merge of the update, or goes on with it.
