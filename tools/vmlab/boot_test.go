@@ -61,7 +61,7 @@ run mount -t ext4 /dev/vdb /metadata
 run mount -t ext4 -o ro /dev/vdd /data
 look() {
   echo 3 >/proc/sys/vm/drop_caches
-  say "sum $(sha256sum /dev/mapper/system$slot | cut -d' ' -f1)"
+  say "sum $(dd if=/dev/mapper/system$slot bs=1M iflag=direct 2>/dev/null | sha256sum | cut -d' ' -f1)"
   for d in /sys/block/dm-*; do say "mapped $(cat $d/dm/name) on $(ls $d/slaves | tr '\n' ' ')"; done
   run otactl update
 }
@@ -354,6 +354,39 @@ func expect(t *testing.T, console string, patterns ...string) {
 	}
 }
 
+// partition is what is on the disk of a partition in super.
+func (b *board) partition(name string, slot int) []byte {
+	b.t.Helper()
+	super, err := os.Open(b.path("vda"))
+	b.check(err)
+	defer super.Close()
+	device, err := cow.NewFileDevice(super)
+	b.check(err)
+	meta, err := lpmeta.Read(device, slot)
+	b.check(err)
+	var body []byte
+	for _, l := range meta.Table(meta.Partition(name)) {
+		piece := make([]byte, l.Length*512)
+		_, err := super.ReadAt(piece, int64(l.Data)*512)
+		b.check(err)
+		body = append(body, piece...)
+	}
+	return body
+}
+
+// differ is the first byte in which two images differ; -1: none.
+func differ(a, b []byte) int {
+	for i := range min(len(a), len(b)) {
+		if a[i] != b[i] {
+			return i
+		}
+	}
+	if len(a) != len(b) {
+		return min(len(a), len(b))
+	}
+	return -1
+}
+
 // TestBootUpdate boots a device whose root is mapped in its initramfs: before an
 // update, when it is tried, where the root is a snapshot that a daemon of the
 // initramfs serves and merges, and after it.
@@ -370,5 +403,8 @@ func TestBootUpdate(t *testing.T) {
 	expect(t, b.boot("install"), `device: version old in _a, root /dev/mapper/system_a`, `device: mapped system_a on vda`, `state +None`, `state +Unverified`)
 	expect(t, b.boot("merge"), `device: version new in _b, root /dev/mapper/system_b`, sum, `device: mapped system_b on (ublkb|nbd|loop)\d+`,
 		`state +Unverified`, sum, `device: mapped system_b on vda`, `state +None`)
+	if at := differ(newer, b.partition("system_b", 1)); at >= 0 {
+		t.Errorf("expected the merged partition to be the target, found it different at byte %d", at)
+	}
 	expect(t, b.boot("nothing"), `device: version new in _b`, sum, `device: mapped system_b on vda`, `state +None`)
 }
