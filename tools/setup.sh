@@ -53,6 +53,7 @@ mkenvimage              u-boot-tools
 fw_setenv               libubootenv-tool
 grub-editenv            grub-common
 systemd-analyze         systemd
+shellcheck              shellcheck
 make-dynpart-mappings   make-dynpart-mappings
 img2simg                android-sdk-libsparse-utils
 " ;;

@@ -10,7 +10,7 @@ COWBIRD_TOP=${COWBIRD_TOP:-}
 COWBIRD_LIST=$COWBIRD_TOP/run/cowbird-partitions
 COWBIRD_RULES=$COWBIRD_TOP/run/udev/rules.d/61-cowbird-root.rules
 
-cowbird_say() { echo "cowbird: $*" >"$COWBIRD_TOP/dev/kmsg"; }
+cowbird_say() { echo "cowbird: $*" >>"$COWBIRD_TOP/dev/kmsg"; }
 
 # cowbird_argument NAME prints the value of the last NAME=VALUE on the command line.
 cowbird_argument() {
