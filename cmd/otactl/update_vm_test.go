@@ -278,6 +278,7 @@ func TestUpdateWholeDevice(t *testing.T) {
 	p.otactl("mark-successful")
 	old := hashOf(t, pathsOf(p.otactl("boot"))["system_a"])
 
+	p.otactl("merge", "--wait", "--if-any") // there is none
 	p.otactl("install", "--quiet", filepath.Join(fixtures, phonePayload+".payload.bin"))
 	if out := p.otactl("update"); !strings.Contains(out, "Unverified") {
 		t.Fatalf("expected the state Unverified, found %s", out)
@@ -305,7 +306,7 @@ func TestUpdateWholeDevice(t *testing.T) {
 	}
 	defer root.Close()
 	p.otactl("mark-successful")
-	p.otactl("merge", "--wait")
+	p.otactl("merge", "--wait", "--if-any")
 	if out := p.otactl("update", "--process", "--json"); !strings.Contains(out, `"state":"None"`) {
 		t.Errorf("expected the state None, found %s", out)
 	}

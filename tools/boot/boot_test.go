@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"cowbird/ota/update"
 	"cowbird/tools/fixture"
 )
 
@@ -302,6 +303,30 @@ func flagsIn(t *testing.T, patterns ...string) (names []string) {
 		}
 	}
 	return names
+}
+
+// What docs/boot.md gives as examples can be read.
+func TestExamples(t *testing.T) {
+	b, err := os.ReadFile("../../docs/boot.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, example, _ := strings.Cut(string(b), "    # boot.conf\n")
+	conf, config, ok := strings.Cut(example, "    # update.json\n")
+	config, _, more := strings.Cut(config, "\n\n")
+	if !ok || !more {
+		t.Fatal("expected a boot.conf and an update.json")
+	}
+	if _, err := update.ParseConfig([]byte(config), "/etc/cowbird"); err != nil {
+		t.Error(err)
+	}
+	s := newStage(t, "cowbird.root=system", strings.ReplaceAll(conf, "    ", "")+"WAIT=0\n", "system_b")
+	s.write("dev/mmcblk0p5", "", 0o644)
+	s.write("dev/mmcblk0p6", "", 0o644)
+	if root, err := s.boot("sh"); err != nil || root != "/dev/mapper/system_b" {
+		t.Errorf("expected a root, found %q, %v: %s", root, err, s.read("dev/kmsg"))
+	}
+	s.expectCalls("mount -t ext4 -o rw,nosuid,nodev,noexec /dev/mmcblk0p6 ")
 }
 
 // rcOptions are what services of Android's init may say, of those that we use.

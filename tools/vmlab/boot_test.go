@@ -27,7 +27,7 @@ import (
 
 // What the tests of this file boot is not the host's root but a device of its own:
 //
-//	Debian's kernel ── initramfs by Debian's mkinitramfs, with our hook
+//	Debian's kernel ── initramfs by Debian's mkinitramfs or dracut, with our hooks
 //	                     │ otactl boot
 //	vda  super ──────────┴─► /dev/mapper/system_X, the root; its init is bootInit
 //	vdb  metadata     vdc  misc     vdd  data, with a payload
@@ -37,8 +37,8 @@ import (
 const (
 	bootSuper  = 96 << 20
 	bootRoot   = "24M"
-	bootLimit  = 4 * time.Minute
-	bootDebs   = "initramfs-tools-core klibc-utils libklibc busybox-static cpio kmod libkmod2"
+	bootLimit  = 2 * time.Minute
+	bootDebs   = "initramfs-tools-core klibc-utils libklibc busybox-static cpio kmod libkmod2 udev dracut-core"
 	bootConfig = `{"state": "/metadata/ota", "super": "/dev/vda", "static": "/dev/disk/*", "slots": {"misc": {"path": "/dev/vdc"}}}`
 	bootConf   = "DEVICES='/dev/vda /dev/vdb'\nMOUNTS='\n/dev/vdb /metadata ext4 rw,nosuid,nodev,noexec\n'\n"
 )
@@ -85,9 +85,6 @@ say well
 poweroff -f
 sleep 60
 `
-
-// moveDev does what udev does in an initramfs that has it.
-const moveDev = "#!/bin/sh\n[ \"${1:-}\" = prereqs ] || mount -n -o move /dev \"${rootmnt}/dev\"\n"
 
 // board is a device: its disks, and what its boot loader has.
 type board struct {
@@ -156,14 +153,25 @@ func release(module string) (string, error) {
 	return string(m[1]), nil
 }
 
-// mkinitramfs runs in a mount namespace of its own, over the host's root.
-const mkinitramfs = `mount -t tmpfs overlay "$1" && cd "$1" && mkdir up work root && cp -a "$2" lower && cp -a "$3/." lower/
+// maker is a program that makes an initramfs.
+type maker struct{ name, command string }
+
+// In the commands, $5 stands for the kernel's version.
+var makers = []maker{
+	{"initramfs-tools", "mkinitramfs -o /initrd $5"},
+	{"dracut", "dracut --quiet --no-hostonly --no-early-microcode --no-compress --modules 'base rootfs-block udev-rules dm cowbird'" +
+		" --add-drivers 'virtio_blk ext4' --kver $5 /initrd"},
+}
+
+// makeInitrd runs in a mount namespace of its own, over the host's root.
+const makeInitrd = `mount -t tmpfs overlay "$1" && cd "$1" && mkdir up work root && cp -a "$2" lower && cp -a "$3/." lower/
 mount -t overlay overlay -o lowerdir=lower:/,upperdir=up,workdir=work root
-mount --bind /dev root/dev && mount -t proc proc root/proc && mount -t tmpfs tmp root/tmp
-chroot root sh -ec "depmod $5 && mkinitramfs -o /initrd $5"
+mount --bind /dev root/dev && mount -t proc proc root/proc && mount -t sysfs sys root/sys
+mount -t tmpfs tmp root/tmp && mount -t tmpfs tmp root/var/tmp
+chroot root sh -ec "depmod $5; $6"
 cp root/initrd "$4"`
 
-func newBoard(t *testing.T, l *lab) *board {
+func newBoard(t *testing.T, l *lab, m maker) *board {
 	kernel, err := l.qemu(t.Context(), false)
 	if err != nil {
 		t.Fatal(err)
@@ -182,13 +190,13 @@ func newBoard(t *testing.T, l *lab) *board {
 			t.Fatalf("%v: %s", err, out)
 		}
 	}
-	b.makeInitramfs(l.root, filepath.Join(debian, "tree"))
+	b.makeInitramfs(l.root, filepath.Join(debian, "tree"), m)
 	b.makeDisks(filepath.Join(debian, "tree/usr/bin/busybox"))
 	return b
 }
 
-// makeInitramfs has Debian's own program make it.
-func (b *board) makeInitramfs(root, debian string) {
+// makeInitramfs has one of Debian's own programs make it.
+func (b *board) makeInitramfs(root, debian string, m maker) {
 	system, ours := b.path("system"), filepath.Join(root, "tools/boot")
 	b.copy(filepath.Join(ours, "boot.sh"), filepath.Join(system, "usr/lib/cowbird/boot.sh"), 0o644)
 	b.copy(filepath.Join(ours, "udev/61-cowbird.rules"), filepath.Join(system, "usr/lib/udev/rules.d/61-cowbird.rules"), 0o644)
@@ -196,7 +204,9 @@ func (b *board) makeInitramfs(root, debian string) {
 	for _, f := range []string{"hooks/cowbird", "scripts/local-top/cowbird"} {
 		b.copy(filepath.Join(ours, "initramfs-tools", f), filepath.Join(conf, f), 0o755)
 	}
-	b.write(filepath.Join(conf, "scripts/init-bottom/dev"), moveDev, 0o755)
+	for _, f := range []string{"module-setup.sh", "parse-cowbird.sh", "cowbird-map.sh"} {
+		b.copy(filepath.Join(ours, "dracut/90cowbird", f), filepath.Join(system, "usr/lib/dracut/modules.d/90cowbird", f), 0o755)
+	}
 	b.write(filepath.Join(conf, "conf.d/lab"), "MODULES=list\nCOMPRESS=gzip\nBUSYBOX=y\nRESUME=none\nFSTYPE=ext4\n", 0o644)
 	b.write(filepath.Join(conf, "modules"), "virtio_blk\next4\n", 0o644)
 	b.write(filepath.Join(system, "etc/cowbird/update.json"), bootConfig, 0o644)
@@ -215,7 +225,7 @@ func (b *board) makeInitramfs(root, debian string) {
 	}
 	b.write(filepath.Join(system, "boot/config-"+version), "CONFIG_RD_GZIP=y\n", 0o644)
 	b.check(os.Mkdir(b.path("overlay"), 0o755))
-	b.run("", "unshare", "-m", "sh", "-ec", mkinitramfs, "sh", b.path("overlay"), debian, system, b.initrd, version)
+	b.run("", "unshare", "-m", "sh", "-ec", makeInitrd, "sh", b.path("overlay"), debian, system, b.initrd, version, strings.ReplaceAll(m.command, "$5", version))
 }
 
 // image is the root file system of one version.
@@ -327,7 +337,7 @@ func (b *board) boot(do string) string {
 		"-accel", "tcg,thread=multi,tb-size=512", "-cpu", "qemu64", "-smp", "2", "-m", "768M",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio",
 		"-kernel", filepath.Join(b.kernel, "vmlinuz"), "-initrd", b.initrd,
-		"-append", "console=ttyS0 panic=-1 mitigations=off nokaslr tsc=reliable ro fsck.mode=skip cowbird.root=system androidboot.slot_suffix=" + b.choose() + " do=" + do,
+		"-append", "console=ttyS0 panic=-1 mitigations=off nokaslr tsc=reliable ro fsck.mode=skip rd.skipfsck rd.shell=0 cowbird.root=system androidboot.slot_suffix=" + b.choose() + " do=" + do,
 	}
 	for _, disk := range []string{"vda", "vdb", "vdc", "vdd"} {
 		args = append(args, "-drive", "if=virtio,format=raw,file="+b.path(disk))
@@ -395,7 +405,12 @@ func TestBootUpdate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := newBoard(t, l)
+	for _, m := range makers {
+		t.Run(m.name, func(t *testing.T) { testBootUpdate(t, newBoard(t, l, m)) })
+	}
+}
+
+func testBootUpdate(t *testing.T, b *board) {
 	newer, err := os.ReadFile(b.path("new.img"))
 	b.check(err)
 	sum := fmt.Sprintf("device: sum %x", sha256.Sum256(newer))
