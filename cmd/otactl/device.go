@@ -107,7 +107,7 @@ the folder, which must move to the new root with what is above it (/run), become
 root, with a copy of its program, /dev, /proc, /sys and /run.
 
 ` + configHelp,
-		Example: `  otactl boot --daemon /sbin/snapuserd --daemon-root /run/cowbird
+		Example: `  otactl boot --daemon /sbin/snapuserd --daemon-root /run/initramfs/cowbird
   mount -o ro /dev/mapper/system_b /sysroot`,
 		Args: cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {

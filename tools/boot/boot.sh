@@ -96,10 +96,11 @@ cowbird_link() {
   fi
 }
 
+# What is mounted in /run/initramfs systemd leaves alone until the very end.
 cowbird_map() {
   cowbird_each cowbird_mount || return 1
   cowbird_status=0
-  otactl boot --timeout 30s --daemon /sbin/snapuserd --daemon-root /run/cowbird \
+  otactl boot --timeout 30s --daemon /sbin/snapuserd --daemon-root /run/initramfs/cowbird \
     >"$COWBIRD_LIST" 2>"$COWBIRD_LIST.errors" || cowbird_status=$?
   while read -r cowbird_line; do cowbird_say "$cowbird_line"; done <"$COWBIRD_LIST.errors"
   cowbird_each cowbird_umount

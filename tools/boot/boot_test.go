@@ -132,7 +132,7 @@ func TestBootScript(t *testing.T) {
 				t.Fatalf("expected system_b as root, found %q, %v; %s", root, err, s.read("dev/kmsg"))
 			}
 			s.expectCalls("modprobe -q dm_mod", "modprobe -q zram", "mount -t ext4 -o rw /dev/meta "+s.top+"/metadata",
-				"mount -t vfat -o ro /dev/esp "+s.top+"/efi", "otactl boot .*--daemon /sbin/snapuserd --daemon-root /run/cowbird",
+				"mount -t vfat -o ro /dev/esp "+s.top+"/efi", "otactl boot .*--daemon /sbin/snapuserd --daemon-root /run/initramfs/cowbird",
 				"umount "+s.top+"/metadata", "umount "+s.top+"/efi", "udevadm control", "udevadm trigger")
 			if link, err := os.Readlink(filepath.Join(s.top, "dev/cowbird/root")); err != nil || link != "../mapper/system_b" {
 				t.Errorf("expected /dev/cowbird/root to be system_b, found %q, %v", link, err)
