@@ -54,6 +54,7 @@ fw_setenv               libubootenv-tool
 grub-editenv            grub-common
 systemd-analyze         systemd
 mandoc                  mandoc
+shellcheck              shellcheck
 make-dynpart-mappings   make-dynpart-mappings
 img2simg                android-sdk-libsparse-utils
 " ;;

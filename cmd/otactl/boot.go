@@ -5,20 +5,15 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"os"
-	"os/exec"
-	"syscall"
-	"time"
 
 	"github.com/spf13/cobra"
 
 	"cowbird/cmd/internal/cli"
-	"cowbird/ota/control"
 	"cowbird/ota/update"
 )
 
 func (r *remote) bootCommand() *cobra.Command {
-	w, daemon := &whole{remote: r}, ""
+	w, daemon := &whole{remote: r}, starter{}
 	cmd := &cobra.Command{
 		Use:   "boot",
 		Short: "Map the partitions of the slot that runs, in an initramfs",
@@ -28,8 +23,12 @@ or merged they are snapshots, which snapuserd serves; --daemon starts it when it
 needed and does not run. Either all are mapped or none. Done twice, it finds them
 mapped.
 
+The daemon outlives the initramfs. With --daemon-root it needs nothing of it any more:
+the folder, which must move to the new root with what is above it (/run), becomes its
+root, with a copy of its program, /dev, /proc, /sys and /run.
+
 ` + configHelp,
-		Example: `  otactl boot --daemon /sbin/snapuserd
+		Example: `  otactl boot --daemon /sbin/snapuserd --daemon-root /run/initramfs/cowbird
   mount -o ro /dev/mapper/system_b /sysroot`,
 		Args: cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -38,18 +37,20 @@ mapped.
 			})
 		},
 	}
-	cmd.Flags().StringVar(&daemon, "daemon", "", "snapuserd's `PROGRAM`, to be started if it is needed")
+	cmd.Flags().StringVar(&daemon.program, "daemon", "", "snapuserd's `PROGRAM`, to be started if it is needed")
+	cmd.Flags().StringVar(&daemon.root, "daemon-root", "", "give the daemon a root of its own, mounted on this `FOLDER`")
 	w.jsonFlag(cmd)
 	return w.flags(cmd)
 }
 
-func (w *whole) boot(ctx context.Context, out io.Writer, d *update.Device, daemon string) error {
+func (w *whole) boot(ctx context.Context, out io.Writer, d *update.Device, daemon starter) error {
 	needed, err := d.NeedsDaemon()
 	if err != nil {
 		return err
 	}
-	if needed && daemon != "" {
-		if err := w.startDaemon(daemon); err != nil {
+	if needed && daemon.program != "" {
+		daemon.socket = w.socket
+		if err := daemon.start(); err != nil {
 			return err
 		}
 	}
@@ -66,23 +67,4 @@ func (w *whole) boot(ctx context.Context, out io.Writer, d *update.Device, daemo
 		}
 	}
 	return nil
-}
-
-// startDaemon leaves a daemon behind that does not end with this program.
-func (w *whole) startDaemon(program string) error {
-	quick := remote{socket: w.socket, timeout: 50 * time.Millisecond}
-	if quick.with(context.Background(), func(*control.Client) error { return nil }) == nil {
-		return nil // it runs
-	}
-	cmd := exec.Command(program, "--socket", w.socket, "--serves-root")
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	if f, err := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0); err == nil {
-		defer f.Close()
-		cmd.Stdout, cmd.Stderr = f, f
-	}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("start the daemon: %w", err)
-	}
-	return cmd.Process.Release()
 }

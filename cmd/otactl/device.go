@@ -59,9 +59,8 @@ func (w *whole) with(cmd *cobra.Command, f func(context.Context, *update.Device)
 }
 
 func (w *whole) withConfig(cmd *cobra.Command, c *update.Config, f func(context.Context, *update.Device) error) error {
-	socket := w.socket
 	if c.Socket != "" && !cmd.Flags().Changed("socket") {
-		socket = c.Socket
+		w.socket = c.Socket
 	}
 	m, done, err := newMapper()
 	if err != nil {
@@ -69,7 +68,7 @@ func (w *whole) withConfig(cmd *cobra.Command, c *update.Config, f func(context.
 	}
 	defer done()
 	log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn}))
-	d, err := update.Open(c, m, update.Snapuserd{Socket: socket, Timeout: w.timeout, Rate: c.Merge.Rate}, log)
+	d, err := update.Open(c, m, update.Snapuserd{Socket: w.socket, Timeout: w.timeout, Rate: c.Merge.Rate}, log)
 	if err != nil {
 		return err
 	}

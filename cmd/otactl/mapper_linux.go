@@ -21,6 +21,10 @@ const nodePatience = 10 * time.Second
 // names there, as in an initramfs, this program does.
 const mapperDir = "/dev/mapper"
 
+// uuidPrefix begins what device-mapper keeps beside the names of our devices, by which
+// udev's rules know them.
+const uuidPrefix = "COWBIRD-"
+
 // mapper is device-mapper.
 type mapper struct{ dm *dm.Control }
 
@@ -33,7 +37,7 @@ func newMapper() (update.Mapper, func(), error) {
 }
 
 func (m mapper) Map(ctx context.Context, name string, table []update.Line, readOnly bool) (string, error) {
-	info, err := m.dm.Create(name, "")
+	info, err := m.dm.Create(name, uuidPrefix+name)
 	if errors.Is(err, dm.ErrExists) {
 		return m.existing(ctx, name, table)
 	}

@@ -19,7 +19,7 @@ const pollEvery = 200 * time.Millisecond
 var errMerge = errors.New("merge failed")
 
 func (r *remote) mergeCommand() *cobra.Command {
-	w, wait, quiet, auto := &whole{remote: r}, false, false, false
+	w, wait, quiet, auto, ifAny := &whole{remote: r}, false, false, false, false
 	var rate cli.Size
 	cmd := &cobra.Command{
 		Use:   "merge [NAME]",
@@ -31,6 +31,7 @@ success.
 
 Without NAME it is the update of the whole device that is merged, which --config
 describes, and from which there is no way back then; with --wait until all of it is.
+With --if-any it is no error that the system which runs is not an update's.
 With --auto it is merged if and when the configuration says so, and otactl returns when
 that has ended, or at once if it does not:
 
@@ -49,6 +50,9 @@ a restart of the daemon, map and merge again; the merge goes on where it was.`,
 					if auto {
 						return d.MergeBy(ctx, d.MergePolicy(), here(), processEvery)
 					}
+					if ifAny {
+						return w.mergeAny(ctx, d, wait)
+					}
 					return w.mergeUpdate(ctx, d, wait)
 				})
 			}
@@ -64,6 +68,7 @@ a restart of the daemon, map and merge again; the merge goes on where it was.`,
 	}
 	cmd.Flags().BoolVar(&wait, "wait", false, "wait until the merge has ended; fail if it failed")
 	cmd.Flags().BoolVar(&auto, "auto", false, "merge the update of the device as its configuration says")
+	cmd.Flags().BoolVar(&ifAny, "if-any", false, "without NAME: do nothing when there is no update to merge")
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "no progress bar")
 	cmd.Flags().Var(&rate, "rate", "at most so many bytes a second, such as 64M; 0 is no limit")
 	return w.flags(cmd)

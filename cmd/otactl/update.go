@@ -177,6 +177,15 @@ finished.`,
 	})
 }
 
+// mergeAny is mergeUpdate when there is something to merge: the system that runs is an
+// update's.
+func (w *whole) mergeAny(ctx context.Context, d *update.Device, wait bool) error {
+	if any, err := d.NeedsDaemon(); err != nil || !any {
+		return err
+	}
+	return w.mergeUpdate(ctx, d, wait)
+}
+
 // mergeUpdate begins the merge of the update, or goes on with it.
 func (w *whole) mergeUpdate(ctx context.Context, d *update.Device, wait bool) error {
 	s, err := d.Status()

@@ -295,6 +295,7 @@ func TestUpdateWholeDevice(t *testing.T) {
 	p.otactl("mark-successful")
 	old := hashOf(t, pathsOf(p.otactl("boot"))["system_a"])
 
+	p.otactl("merge", "--wait", "--if-any") // there is none
 	p.otactl("install", "--quiet", filepath.Join(fixtures, phonePayload+".payload.bin"))
 	if out := p.otactl("update"); !strings.Contains(out, "Unverified") {
 		t.Fatalf("expected the state Unverified, found %s", out)
@@ -336,7 +337,7 @@ func TestUpdateWholeDevice(t *testing.T) {
 	if out := p.otactl("doctor"); !strings.Contains(out, "nothing is wrong") {
 		t.Errorf("expected nothing to be wrong, found %s", out)
 	}
-	p.otactl("merge", "--wait")
+	p.otactl("merge", "--wait", "--if-any")
 	if out := p.otactl("watch", "--json"); !strings.Contains(out, `"state":"None"`) {
 		t.Errorf("expected one event and the end, found %s", out)
 	}

@@ -103,6 +103,7 @@ var bpProperties = map[string]bool{
 	"srcs": true, "src": true, "init_rc": true, "license_text": true,
 	"name": false, "stem": false, "overrides": false, "license_kinds": false, "visibility": false,
 	"default_applicable_licenses": false, "compile_multilib": false, "default_visibility": false,
+	"sub_dir": false, "required": false,
 }
 
 // namedFiles returns the files that a Blueprint file names, in order.
