@@ -16,6 +16,9 @@ import (
 // defaultConfig is where a device's configuration is unless --config says otherwise.
 const defaultConfig = "/etc/cowbird/update.json"
 
+// openMapper opens device-mapper; tests have one of their own.
+var openMapper = newMapper
+
 // processEvery is the time between two looks at the merge of an update.
 const processEvery = 2 * time.Second
 
@@ -62,7 +65,7 @@ func (w *whole) withConfig(cmd *cobra.Command, c *update.Config, f func(context.
 	if c.Socket != "" && !cmd.Flags().Changed("socket") {
 		w.socket = c.Socket
 	}
-	m, done, err := newMapper()
+	m, done, err := openMapper()
 	if err != nil {
 		return err
 	}
