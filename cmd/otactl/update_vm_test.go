@@ -278,7 +278,8 @@ func pathsOf(listing string) map[string]string {
 }
 
 // TestUpdateWholeDevice is an update with real parts, but for the reboots: payload,
-// super partition, device-mapper, daemon, and the boot loader's bytes.
+// super partition, device-mapper, daemon, and the boot loader's bytes (SNM-002,
+// SNM-013, SNM-014).
 //
 //vmtest:timeout 5m
 func TestUpdateWholeDevice(t *testing.T) {

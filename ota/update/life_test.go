@@ -262,7 +262,7 @@ func (u *update) runOn(w *world, cuts ...int) *world {
 }
 
 // TestLife is an update without an accident (SNM-006, SNM-007, SNM-013 to SNM-015,
-// SNM-017, SNM-038).
+// SNM-017, SNM-038, SNM-052).
 func TestLife(t *testing.T) {
 	u := newUpdate(t, swapped())
 	for name, room := range map[string]int64{"super": 0, "files": 32 << 20} {

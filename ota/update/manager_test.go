@@ -610,3 +610,11 @@ func TestBootTwice(t *testing.T) {
 	}
 	w.isSystemOf(u, true)
 }
+
+// SNM-041: a system that runs from the update without a switch of slots.
+func TestLiveWithoutSwitch(t *testing.T) {
+	w, _ := installed(t, plain())
+	must(t, put(w.files, noSwitchFile, []byte(indicatorText)))
+	w.wantError(w.m.Cancel(ctx), ErrLive)
+	w.wantState(unverified)
+}

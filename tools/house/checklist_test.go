@@ -14,56 +14,66 @@ import (
 	"cowbird/tools/fixture"
 )
 
-// The behaviours of the COW format that the checklist lists; used where the
-// checklist itself is not at hand.
-var cowBehaviours = [][2]int{{1, 50}, {101, 133}}
+// checklists are the parts of the checklist that have tests here. Known are used where
+// the checklist itself is not at hand; doc has the table of those without a test, and
+// the reasons.
+var checklists = []struct {
+	prefix string
+	known  [][2]int
+	doc    string
+}{
+	{"COW", [][2]int{{1, 50}, {101, 133}}, "cow-format.md"},
+	{"SNM", [][2]int{{1, 52}}, "update.md"},
+	{"LPB", [][2]int{{1, 35}}, "super.md"},
+	{"LPI", [][2]int{{1, 27}}, "super.md"},
+}
 
-// notApplicable heads the table of docs/cow-format.md that says which of them
-// have no test, and why.
-const (
-	cowDoc        = root + "/docs/cow-format.md"
-	notApplicable = "## Checklist: what does not apply"
-)
+// notApplicable heads those tables.
+const notApplicable = "## Checklist: what does not apply"
 
-// TestCowChecklist checks that each behaviour is cited by a test, or is in the
-// table; and that neither names one that does not exist.
-func TestCowChecklist(t *testing.T) {
-	known := knownBehaviours(t)
-	cited := map[int]string{}
+// TestChecklist checks that each behaviour is cited by a test, or is in the table; and
+// that neither names one that does not exist.
+func TestChecklist(t *testing.T) {
+	tests := map[string]string{}
 	for _, f := range sources(t) {
-		if !f.test || f.dir() == "tools/house" {
-			continue
-		}
-		for _, id := range citedIn(t, readText(t, filepath.Join(root, f.path))) {
-			cited[id] = f.path
+		if f.test && f.dir() != "tools/house" {
+			tests[f.path] = readText(t, filepath.Join(root, f.path))
 		}
 	}
-	_, table, found := strings.Cut(readText(t, cowDoc), notApplicable)
-	if !found {
-		t.Fatalf("%s: expected the heading %q", cowDoc, notApplicable)
-	}
-	table, _, _ = strings.Cut(table, "\n## ")
-	for _, id := range citedIn(t, table) {
-		if cited[id] == "" {
-			cited[id] = cowDoc
-		}
-	}
-	for id := range known {
-		if cited[id] == "" {
-			t.Errorf("COW-%03d: expected a test that cites it, or a line under %q", id, notApplicable)
-		}
-	}
-	for id, where := range cited {
-		if !known[id] {
-			t.Errorf("%s: COW-%03d is not in the checklist", where, id)
-		}
+	for _, c := range checklists {
+		t.Run(c.prefix, func(t *testing.T) {
+			known := knownBehaviours(t, c.prefix, c.known)
+			cited := map[int]string{}
+			for path, text := range tests {
+				for _, id := range citedIn(t, c.prefix, text) {
+					cited[id] = path
+				}
+			}
+			_, table, _ := strings.Cut(readText(t, root+"/docs/"+c.doc), notApplicable)
+			table, _, _ = strings.Cut(table, "\n## ")
+			for _, id := range citedIn(t, c.prefix, table) {
+				if cited[id] == "" {
+					cited[id] = c.doc
+				}
+			}
+			for id := range known {
+				if cited[id] == "" {
+					t.Errorf("%s-%03d: expected a test that cites it, or a line under %q of %s", c.prefix, id, notApplicable, c.doc)
+				}
+			}
+			for id, where := range cited {
+				if !known[id] {
+					t.Errorf("%s: %s-%03d is not in the checklist", where, c.prefix, id)
+				}
+			}
+		})
 	}
 }
 
-func knownBehaviours(t *testing.T) map[int]bool {
+func knownBehaviours(t *testing.T, prefix string, ranges [][2]int) map[int]bool {
 	t.Helper()
 	known := map[int]bool{}
-	for _, r := range cowBehaviours {
+	for _, r := range ranges {
 		for id := r[0]; id <= r[1]; id++ {
 			known[id] = true
 		}
@@ -73,12 +83,12 @@ func knownBehaviours(t *testing.T) map[int]bool {
 		return known
 	}
 	listed := map[int]bool{}
-	for _, m := range regexp.MustCompile(`(?m)^\| COW-(\d+)`).FindAllStringSubmatch(readText(t, spec), -1) {
+	for _, m := range regexp.MustCompile(`(?m)^\| `+prefix+`-(\d+)`).FindAllStringSubmatch(readText(t, spec), -1) {
 		id, _ := strconv.Atoi(m[1])
 		listed[id] = true
 	}
 	if !maps.Equal(known, listed) {
-		t.Errorf("%s: lists %d behaviours, cowBehaviours %d", spec, len(listed), len(known))
+		t.Errorf("%s: lists %d behaviours %s, this test %d", spec, len(listed), prefix, len(known))
 	}
 	return listed
 }
@@ -103,11 +113,13 @@ func readText(t *testing.T, file string) string {
 
 // A citation is one id, or the first and last of several; it may go on in the
 // next line of a comment.
-var citation = regexp.MustCompile(`COW-(\d{3})(?:[\s/]+(?:to|…)[\s/]+COW-(\d{3}))?`)
+func citation(prefix string) *regexp.Regexp {
+	return regexp.MustCompile(prefix + `-(\d{3})(?:[\s/]+(?:to|…)[\s/]+` + prefix + `-(\d{3}))?`)
+}
 
-func citedIn(t *testing.T, text string) (ids []int) {
+func citedIn(t *testing.T, prefix, text string) (ids []int) {
 	t.Helper()
-	for _, m := range citation.FindAllStringSubmatch(text, -1) {
+	for _, m := range citation(prefix).FindAllStringSubmatch(text, -1) {
 		first, _ := strconv.Atoi(m[1])
 		last := first
 		if m[2] != "" {
@@ -131,7 +143,7 @@ func TestCitedIn(t *testing.T) {
 		"COW-128 to\n// COW-129: x":       {128, 129},
 		"nothing, COW-1, SNU-001, COW-xx": nil,
 	} {
-		if got := citedIn(t, text); !slices.Equal(got, want) {
+		if got := citedIn(t, "COW", text); !slices.Equal(got, want) {
 			t.Errorf("%q: expected %v, found %s", text, want, fmt.Sprint(got))
 		}
 	}
