@@ -20,7 +20,8 @@ func (r *remote) bootCommand() *cobra.Command {
 		Long: `Maps the partitions of the running slot with device-mapper, before anything is
 mounted, and prints a line for each: name and device. While an update is being tried
 or merged they are snapshots, which snapuserd serves; --daemon starts it when it is
-needed and does not run. Either all are mapped or none. Done twice, it finds them
+needed and does not run. With "verity" in the configuration's "verified_boot" the device
+is that of dm-verity over the partition, NAME-verity. Either all are mapped or none. Done twice, it finds them
 mapped.
 
 The daemon outlives the initramfs. With --daemon-root it needs nothing of it any more:
@@ -62,7 +63,11 @@ func (w *whole) boot(ctx context.Context, out io.Writer, d *update.Device, daemo
 		return json.NewEncoder(out).Encode(all)
 	}
 	for _, p := range all {
-		if _, err := fmt.Fprintln(out, p.Name, p.Path); err != nil {
+		path := p.Path
+		if p.Verity != "" {
+			path = p.Verity
+		}
+		if _, err := fmt.Fprintln(out, p.Name, path); err != nil {
 			return err
 		}
 	}

@@ -23,6 +23,9 @@ var errNoMapper = errors.New("no device-mapper here")
 func (noMapper) Map(context.Context, string, []update.Line, bool) (string, error) {
 	return "", errNoMapper
 }
+func (noMapper) MapTarget(context.Context, string, string, uint64, string) (string, error) {
+	return "", errNoMapper
+}
 func (noMapper) Swap(context.Context, string, []update.Line, bool) error { return errNoMapper }
 func (noMapper) Unmap(context.Context, string) error                     { return nil }
 func (noMapper) Path(string) (string, bool, error)                       { return "", false, nil }

@@ -50,6 +50,27 @@ func (m mapper) Map(ctx context.Context, name string, table []update.Line, readO
 	return m.node(ctx, name, info)
 }
 
+func (m mapper) MapTarget(ctx context.Context, name, kind string, sectors uint64, args string) (string, error) {
+	info, err := m.dm.Create(name, uuidPrefix+name)
+	if errors.Is(err, dm.ErrExists) {
+		if info, err = m.dm.Info(name); err != nil {
+			return "", err
+		}
+		return m.node(ctx, name, info)
+	}
+	if err != nil {
+		return "", err
+	}
+	_, err = m.dm.Load(name, []dm.Target{{Sectors: sectors, Type: kind, Args: args}}, dm.ReadOnly)
+	if err == nil {
+		_, err = m.dm.Resume(name)
+	}
+	if err != nil {
+		return "", errors.Join(err, m.dm.Remove(name))
+	}
+	return m.node(ctx, name, info)
+}
+
 func (m mapper) existing(ctx context.Context, name string, table []update.Line) (string, error) {
 	mapping, err := m.Compare(name, table)
 	if err != nil {

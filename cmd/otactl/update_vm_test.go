@@ -173,12 +173,17 @@ func (p *phone) otactl(args ...string) string {
 	defer func(start time.Time) {
 		p.t.Logf("otactl %s took %d ms; the daemon holds %s", args[0], time.Since(start).Milliseconds(), p.rss())
 	}(time.Now())
-	var out, errs bytes.Buffer
-	args = append(args, "--config", p.path("update.json"), "--socket", p.socket())
-	if code := run(args, nil, &out, &errs); code != 0 {
-		p.t.Fatalf("otactl %s: %d, %s", strings.Join(args, " "), code, errs.String())
+	code, out, errs := p.try(args...)
+	if code != 0 {
+		p.t.Fatalf("otactl %s: %d, %s", strings.Join(args, " "), code, errs)
 	}
-	return out.String()
+	return out
+}
+
+func (p *phone) try(args ...string) (code int, out, errs string) {
+	var o, e bytes.Buffer
+	code = run(append(args, "--config", p.path("update.json"), "--socket", p.socket()), nil, &o, &e)
+	return code, o.String(), e.String()
 }
 
 // rss is what the daemon has in memory, if it runs.

@@ -15,6 +15,8 @@ type Mounted struct {
 	Path     string
 	ReadOnly bool
 	Snapshot bool // served by the daemon
+	// Verity is the path of the device of dm-verity over it, if there is one.
+	Verity string `json:",omitempty"`
 }
 
 // NeedsDaemon tells whether Boot will need the daemon.
@@ -168,7 +170,7 @@ func (m *Manager) unmapAll(ctx context.Context) error {
 	var errs []error
 	for i := range meta.Partitions {
 		if p := &meta.Partitions[i]; isMapped(meta, p) {
-			errs = append(errs, m.Mapper.Unmap(ctx, p.Name), m.unmapParts(ctx, p.Name))
+			errs = append(errs, m.Mapper.Unmap(ctx, p.Name+veritySuffix), m.Mapper.Unmap(ctx, p.Name), m.unmapParts(ctx, p.Name))
 		}
 	}
 	return errors.Join(errs...)

@@ -64,6 +64,9 @@ const (
 type Mapper interface {
 	// Map makes a device and gives its path, also if it is there with that table.
 	Map(ctx context.Context, name string, table []Line, readOnly bool) (path string, err error)
+	// MapTarget makes a read-only device of one target of another kind, with these
+	// arguments, and gives its path, also if it is there.
+	MapTarget(ctx context.Context, name, kind string, sectors uint64, args string) (path string, err error)
 	// Swap replaces the table of a device that may be in use.
 	Swap(ctx context.Context, name string, table []Line, readOnly bool) error
 	// Unmap removes a device; one that is not there is fine. It fails with ErrBusy.

@@ -27,6 +27,13 @@ type VerifiedBoot struct {
 	Key string `json:"key"`
 	// Root is the partition whose metadata name all others; vbmeta if not given.
 	Root string `json:"root,omitempty"`
+	// Verity has Boot map dm-verity over the partitions that have hash trees.
+	Verity bool `json:"verity,omitempty"`
+	// OnCorruption is what dm-verity does about a bad block besides failing the read:
+	// restart_on_corruption, panic_on_corruption, or nothing.
+	OnCorruption string `json:"on_corruption,omitempty"`
+	// WithoutFEC leaves error correction out, for kernels that have none.
+	WithoutFEC bool `json:"without_fec,omitempty"`
 }
 
 // Verified is what was found of a partition.
@@ -43,7 +50,7 @@ type Verified struct {
 func (d *Device) Verify(ctx context.Context) ([]Verified, error) {
 	v := &verifier{d: d}
 	defer v.close()
-	all, err := v.descriptors()
+	all, _, err := v.chain()
 	if err != nil {
 		return nil, err
 	}
@@ -78,15 +85,15 @@ func (v *verifier) close() {
 	}
 }
 
-// descriptors are those of all metadata, whose signatures are verified.
-func (v *verifier) descriptors() (map[string][]vbmeta.Descriptor, error) {
+// chain gives the descriptors of all metadata, whose signatures are verified.
+func (v *verifier) chain() (map[string][]vbmeta.Descriptor, vbmeta.Flags, error) {
 	c := v.d.config.VerifiedBoot
 	if c == nil {
-		return nil, fmt.Errorf("%w: expected verified_boot, with the key, found none", ErrConfig)
+		return nil, 0, fmt.Errorf("%w: expected verified_boot, with the key, found none", ErrConfig)
 	}
 	key, err := readKey(c.Key)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	root := c.Root
 	if root == "" {
@@ -94,9 +101,9 @@ func (v *verifier) descriptors() (map[string][]vbmeta.Descriptor, error) {
 	}
 	chain, err := vbmeta.VerifyChainFrom(v.load, root, key)
 	if err != nil {
-		return nil, fmt.Errorf("metadata of verified boot: %w", err)
+		return nil, 0, fmt.Errorf("metadata of verified boot: %w", err)
 	}
-	return chain.Descriptors, nil
+	return chain.Descriptors, chain.Flags(), nil
 }
 
 func readKey(path string) (*rsa.PublicKey, error) {

@@ -320,6 +320,10 @@ func (p *memMapper) Map(_ context.Context, name string, table []Line, readOnly b
 	return "/dev/mapper/" + name, p.w.alive()
 }
 
+func (p *memMapper) MapTarget(context.Context, string, string, uint64, string) (string, error) {
+	return "", errors.ErrUnsupported
+}
+
 func (p *memMapper) Swap(_ context.Context, name string, table []Line, _ bool) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
