@@ -35,6 +35,7 @@ dmsetup                 dmsetup
 fio                     fio
 nbd-client              nbd-client
 mkfs.erofs              erofs-utils
+/lib/systemd/systemd    systemd
 veritysetup             cryptsetup-bin
 '
 case "${1:-}" in

@@ -331,6 +331,39 @@ func (b *board) choose() string {
 // boot runs the device until it turns itself off, and gives its console.
 func (b *board) boot(do string) string {
 	b.t.Helper()
+	console, err := b.power(do, "")
+	if err != nil || !strings.Contains(console, "device: well") {
+		b.t.Fatalf("expected the device to come up and to go well, found %v", err)
+	}
+	return console
+}
+
+// bootUntil cuts the power when the console has said something.
+func (b *board) bootUntil(do, said string) string {
+	b.t.Helper()
+	console, _ := b.power(do, said)
+	if !strings.Contains(console, said) || strings.Contains(console, "device: well") {
+		b.t.Fatalf("expected the device to be turned off at %q, found that it had ended before", said)
+	}
+	return console
+}
+
+// cutter is a console that calls off when something is said there.
+type cutter struct {
+	bytes.Buffer
+	said string
+	off  func()
+}
+
+func (c *cutter) Write(p []byte) (int, error) {
+	n, err := c.Buffer.Write(p)
+	if c.said != "" && strings.Contains(c.String(), c.said) {
+		c.off()
+	}
+	return n, err
+}
+
+func (b *board) power(do, until string) (string, error) {
 	ctx, cancel := context.WithTimeout(b.t.Context(), bootLimit)
 	defer cancel()
 	args := []string{
@@ -342,14 +375,12 @@ func (b *board) boot(do string) string {
 	for _, disk := range []string{"vda", "vdb", "vdc", "vdd"} {
 		args = append(args, "-drive", "if=virtio,format=raw,file="+b.path(disk))
 	}
-	var console bytes.Buffer
+	console := &cutter{said: until, off: cancel}
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", args...)
-	cmd.Stdout = io.MultiWriter(&console, b.t.Output())
+	cmd.Stdout = io.MultiWriter(console, b.t.Output())
 	cmd.Stderr = cmd.Stdout
-	if err := cmd.Run(); err != nil || !strings.Contains(console.String(), "device: well") {
-		b.t.Fatalf("expected the device to come up and to go well, found %v", err)
-	}
-	return strings.ReplaceAll(console.String(), "\r", "")
+	err := cmd.Run()
+	return strings.ReplaceAll(console.String(), "\r", ""), err
 }
 
 // expect wants patterns to be found in a console, in that order.
@@ -399,7 +430,7 @@ func differ(a, b []byte) int {
 
 // TestBootUpdate boots a device whose root is mapped in its initramfs: before an
 // update, when it is tried, where the root is a snapshot that a daemon of the
-// initramfs serves and merges, and after it.
+// initramfs serves, again when the power was cut as the merge had begun, and after it.
 func TestBootUpdate(t *testing.T) {
 	l, err := newLab(t.Context(), 2, os.Stderr)
 	if err != nil {
@@ -416,8 +447,10 @@ func testBootUpdate(t *testing.T, b *board) {
 	sum := fmt.Sprintf("device: sum %x", sha256.Sum256(newer))
 
 	expect(t, b.boot("install"), `device: version old in _a, root /dev/mapper/system_a`, `device: mapped system_a on vda`, `state +None`, `state +Unverified`)
-	expect(t, b.boot("merge"), `device: version new in _b, root /dev/mapper/system_b`, sum, `device: mapped system_b on (ublkb|nbd|loop)\d+`,
-		`state +Unverified`, sum, `device: mapped system_b on vda`, `state +None`)
+	expect(t, b.bootUntil("merge", "merge begins"), `device: version new in _b, root /dev/mapper/system_b`, sum,
+		`device: mapped system_b on (ublkb|nbd|loop)\d+`, `state +Unverified`)
+	expect(t, b.boot("merge"), `device: version new in _b`, sum, `device: mapped system_b on (ublkb|nbd|loop)\d+`, `state +Merging`,
+		sum, `device: mapped system_b on vda`, `state +None`)
 	if at := differ(newer, b.partition("system_b", 1)); at >= 0 {
 		t.Errorf("expected the merged partition to be the target, found it different at byte %d", at)
 	}
