@@ -1,15 +1,13 @@
 package install
 
 import (
-	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"cowbird/formats/payload"
 	"cowbird/ota/apply"
+	"cowbird/ota/internal/settings"
 	"cowbird/ota/verify"
 )
 
@@ -59,33 +57,21 @@ type Partition struct {
 }
 
 // ReadConfig reads a configuration file.
-func ReadConfig(path string) (*Config, error) {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	c, err := ParseConfig(b, filepath.Dir(path))
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	return c, nil
-}
+func ReadConfig(path string) (*Config, error) { return settings.Read(path, ParseConfig) }
 
 // ParseConfig takes a configuration apart, of a file in that folder.
 func ParseConfig(b []byte, dir string) (*Config, error) {
-	d := json.NewDecoder(bytes.NewReader(b))
-	d.DisallowUnknownFields()
 	c := &Config{}
-	if err := d.Decode(c); err != nil {
+	if err := settings.Decode(b, c); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrConfig, err)
 	}
 	if c.State == "" || len(c.Partitions) == 0 {
 		return nil, fmt.Errorf("%w: expected state and partitions, found %d partitions", ErrConfig, len(c.Partitions))
 	}
-	c.State, c.Keys = inDir(dir, c.State), inDir(dir, c.Keys)
+	c.State, c.Keys = settings.InDir(dir, c.State), settings.InDir(dir, c.Keys)
 	used := map[string]string{c.State: "state"}
 	for name, p := range c.Partitions {
-		p.Old, p.Cow, p.New = inDir(dir, p.Old), inDir(dir, p.Cow), inDir(dir, p.New)
+		p.Old, p.Cow, p.New = settings.InDir(dir, p.Old), settings.InDir(dir, p.Cow), settings.InDir(dir, p.New)
 		if (p.Cow == "") == (p.New == "") {
 			return nil, fmt.Errorf("%w: partition %s: expected cow or new, found %q and %q", ErrConfig, name, p.Cow, p.New)
 		}
@@ -98,13 +84,6 @@ func ParseConfig(b []byte, dir string) (*Config, error) {
 		c.Partitions[name] = p
 	}
 	return c, nil
-}
-
-func inDir(dir, path string) string {
-	if path == "" || filepath.IsAbs(path) {
-		return path
-	}
-	return filepath.Join(dir, path)
 }
 
 // Policy is what the configuration says of payloads that may be installed.

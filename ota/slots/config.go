@@ -1,15 +1,13 @@
 package slots
 
 import (
-	"bytes"
-	"encoding/json"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 
 	"cowbird/formats/bootctl"
 	"cowbird/formats/ubootenv"
+	"cowbird/ota/internal/settings"
 )
 
 // Config says which boot loader there is and where it keeps slots: exactly one of Misc,
@@ -74,31 +72,17 @@ type Entries struct {
 }
 
 // ReadConfig reads a configuration file.
-func ReadConfig(path string) (*Config, error) {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	c, err := ParseConfig(b, filepath.Dir(path))
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	return c, nil
-}
+func ReadConfig(path string) (*Config, error) { return settings.Read(path, ParseConfig) }
 
 // ParseConfig takes a configuration apart, of a file in that folder. The error is
 // ErrConfig.
 func ParseConfig(b []byte, dir string) (*Config, error) {
-	d := json.NewDecoder(bytes.NewReader(b))
-	d.DisallowUnknownFields()
 	c := &Config{}
-	if err := d.Decode(c); err != nil {
+	if err := settings.Decode(b, c); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrConfig, err)
 	}
 	for _, p := range c.paths() {
-		if *p != "" && !filepath.IsAbs(*p) {
-			*p = filepath.Join(dir, *p)
-		}
+		*p = settings.InDir(dir, *p)
 	}
 	c = c.filled()
 	if err := c.check(); err != nil {

@@ -1,15 +1,13 @@
 package update
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 
 	"cowbird/ota/install"
+	"cowbird/ota/internal/settings"
 	"cowbird/ota/slots"
 )
 
@@ -59,24 +57,12 @@ type Config struct {
 }
 
 // ReadConfig reads a configuration file.
-func ReadConfig(path string) (*Config, error) {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	c, err := ParseConfig(b, filepath.Dir(path))
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	return c, nil
-}
+func ReadConfig(path string) (*Config, error) { return settings.Read(path, ParseConfig) }
 
 // ParseConfig takes a configuration apart, of a file in that folder.
 func ParseConfig(b []byte, dir string) (*Config, error) {
-	d := json.NewDecoder(bytes.NewReader(b))
-	d.DisallowUnknownFields()
 	c := &Config{}
-	if err := d.Decode(c); err != nil {
+	if err := settings.Decode(b, c); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrConfig, err)
 	}
 	if c.State == "" || c.Super == "" || c.Slots == nil {
@@ -86,27 +72,27 @@ func ParseConfig(b []byte, dir string) (*Config, error) {
 		return nil, fmt.Errorf("%w: static: expected a path with one asterisk, found %q", ErrConfig, c.Static)
 	}
 	for _, p := range []*string{&c.State, &c.Super, &c.Keys, &c.Static, &c.Images} {
-		*p = inDir(dir, *p)
+		*p = settings.InDir(dir, *p)
 	}
 	if c.Devices == nil {
 		c.Devices = map[string]string{}
 	}
 	if v := c.VerifiedBoot; v != nil {
-		v.Key = inDir(dir, v.Key)
+		v.Key = settings.InDir(dir, v.Key)
 	}
 	for name, path := range c.Devices {
-		c.Devices[name] = inDir(dir, path)
+		c.Devices[name] = settings.InDir(dir, path)
 	}
 	if p := c.Plain; p != nil {
 		if err := p.check(); err != nil {
 			return nil, err
 		}
 		for name, path := range p.devices() {
-			c.Devices[name] = inDir(dir, path)
+			c.Devices[name] = settings.InDir(dir, path)
 		}
-		p.Cow = inDir(dir, p.Cow)
+		p.Cow = settings.InDir(dir, p.Cow)
 		for name, path := range p.Partitions {
-			p.Partitions[name] = inDir(dir, path)
+			p.Partitions[name] = settings.InDir(dir, path)
 		}
 	}
 	if c.Devices["super"] == "" {
@@ -117,13 +103,6 @@ func ParseConfig(b []byte, dir string) (*Config, error) {
 		return nil, fmt.Errorf("%w: %w", ErrConfig, err)
 	}
 	return c, nil
-}
-
-func inDir(dir, path string) string {
-	if path == "" || filepath.IsAbs(path) {
-		return path
-	}
-	return filepath.Join(dir, path)
 }
 
 // device gives the path of a block device by its name in the metadata.

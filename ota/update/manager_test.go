@@ -249,14 +249,14 @@ func TestRollback(t *testing.T) {
 
 // SNM-024, SNM-042.
 func TestCancel(t *testing.T) {
-	w, u := installed(t, plain())
+	w, _ := installed(t, plain())
 	must(t, w.m.Cancel(ctx))
 	w.wantState(none)
 	w.cycle()
 	if w.slot != 0 {
 		t.Fatal("expected the boot loader to take the old system")
 	}
-	w, u = tried(t, plain())
+	w, u := tried(t, plain())
 	w.wantError(w.m.Cancel(ctx), ErrLive)
 	w.wantState(unverified)
 	w.isSystemOf(u, true)
