@@ -198,7 +198,7 @@ func TestInitramfsHook(t *testing.T) {
 	system := &stage{t: t, top: t.TempDir()}
 	calls := filepath.Join(t.TempDir(), "calls")
 	system.write("functions", fmt.Sprintf("note() { echo \"$@\" >>%s; }\ncopy_exec() { note exec \"$@\"; }\ncopy_file() { note \"$@\"; return 1; }\nmanual_add_modules() { note modules \"$@\"; }\n", calls), 0o644)
-	for _, f := range []string{"usr/lib/cowbird/boot.sh", "usr/lib/udev/rules.d/61-cowbird.rules", "etc/cowbird/update.json"} {
+	for _, f := range []string{"usr/lib/cowbird/boot.sh", "usr/lib/udev/rules.d/59-cowbird.rules", "etc/cowbird/update.json"} {
 		system.write(f, "", 0o644)
 	}
 	system.write("etc/cowbird/boot.conf", "MODULES='mmc_block sdhci'\n", 0o644)
@@ -211,7 +211,7 @@ func TestInitramfsHook(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	b, _ := os.ReadFile(calls)
-	for _, want := range []string{"otactl /sbin/otactl", "snapuserd /sbin/snapuserd", " /usr/lib/cowbird/boot.sh\n", "/61-cowbird.rules\n", " /etc/cowbird/update.json\n", " /etc/cowbird/boot.conf\n", "ublk_drv", "modules mmc_block sdhci\n"} {
+	for _, want := range []string{"otactl /sbin/otactl", "snapuserd /sbin/snapuserd", " /usr/lib/cowbird/boot.sh\n", "/59-cowbird.rules\n", " /etc/cowbird/update.json\n", " /etc/cowbird/boot.conf\n", "ublk_drv", "modules mmc_block sdhci\n"} {
 		if !strings.Contains(string(b), want) {
 			t.Errorf("expected %q, found\n%s", want, b)
 		}

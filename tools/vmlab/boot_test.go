@@ -199,7 +199,7 @@ func newBoard(t *testing.T, l *lab, m maker) *board {
 func (b *board) makeInitramfs(root, debian string, m maker) {
 	system, ours := b.path("system"), filepath.Join(root, "tools/boot")
 	b.copy(filepath.Join(ours, "boot.sh"), filepath.Join(system, "usr/lib/cowbird/boot.sh"), 0o644)
-	b.copy(filepath.Join(ours, "udev/61-cowbird.rules"), filepath.Join(system, "usr/lib/udev/rules.d/61-cowbird.rules"), 0o644)
+	b.copy(filepath.Join(ours, "udev/59-cowbird.rules"), filepath.Join(system, "usr/lib/udev/rules.d/59-cowbird.rules"), 0o644)
 	conf := filepath.Join(system, "etc/initramfs-tools")
 	for _, f := range []string{"hooks/cowbird", "scripts/local-top/cowbird"} {
 		b.copy(filepath.Join(ours, "initramfs-tools", f), filepath.Join(conf, f), 0o755)

@@ -31,6 +31,6 @@ install() {
   inst "$(find_binary otactl)" /sbin/otactl
   inst "$(find_binary snapuserd)" /sbin/snapuserd
   inst_simple /usr/lib/cowbird/boot.sh
-  inst_simple /usr/lib/udev/rules.d/61-cowbird.rules
+  inst_simple /usr/lib/udev/rules.d/59-cowbird.rules
   inst_multiple -o /etc/cowbird/update.json /etc/cowbird/boot.conf
 }
