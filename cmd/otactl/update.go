@@ -192,10 +192,14 @@ func (w *whole) mergeUpdate(ctx context.Context, d *update.Device, wait bool) er
 	if err != nil {
 		return err
 	}
-	if s.State == snapshotpb.UpdateState_Unverified {
-		if err := d.InitiateMerge(ctx); err != nil {
-			return err
-		}
+	switch s.State {
+	case snapshotpb.UpdateState_Unverified:
+		err = d.InitiateMerge(ctx)
+	case snapshotpb.UpdateState_MergeFailed:
+		err = d.Retry(ctx)
+	}
+	if err != nil {
+		return err
 	}
 	if !wait {
 		_, err := d.Process(ctx)

@@ -325,6 +325,9 @@ func TestMergeFails(t *testing.T) {
 	if s, err := w.m.Slots.MergeStatus(); err != nil || s != bootctl.Merging {
 		t.Errorf("expected the boot loader to be told of a merge, found %v, %v", s, err)
 	}
+	must(t, w.m.Retry(ctx)) // to no avail
+	must(t, w.daemon.work())
+	w.process(failed)
 	w.daemon.gone = true
 	w.process(failed)
 	if s, err = w.m.Status(); err != nil || s.MergeFailureCode != snapshotpb.MergeFailureCode_QuerySnapshotStatus {
@@ -617,4 +620,20 @@ func TestLiveWithoutSwitch(t *testing.T) {
 	must(t, put(w.files, noSwitchFile, []byte(indicatorText)))
 	w.wantError(w.m.Cancel(ctx), ErrLive)
 	w.wantState(unverified)
+}
+
+// A merge that failed is tried again without a reboot.
+func TestRetry(t *testing.T) {
+	w, u := tried(t, plain())
+	w.wantError(w.m.Retry(ctx), ErrState)
+	w.daemon.fails["vendor_b"] = true
+	must(t, w.m.InitiateMerge(ctx))
+	must(t, w.daemon.work())
+	w.process(failed)
+	w.daemon.fails["vendor_b"] = false
+	must(t, w.m.Retry(ctx))
+	w.process(merging)
+	must(t, w.daemon.work())
+	w.process(none)
+	u.isOver(w)
 }

@@ -145,6 +145,31 @@ func (m *Manager) startMerge(ctx context.Context, s *snapshotpb.SnapshotStatus) 
 	return nil
 }
 
+// Retry has the merges that failed begin again, which Process does at the next boot
+// only: the cause may be gone.
+func (m *Manager) Retry(ctx context.Context) error {
+	return m.locked(true, func() error {
+		if _, err := m.expect("try the merge again", failed); err != nil {
+			return err
+		}
+		current, _, err := m.suffixes()
+		if err != nil {
+			return err
+		}
+		all, err := m.statuses(current)
+		if err != nil {
+			return err
+		}
+		var errs []error
+		for _, s := range all {
+			if state, err := m.Daemon.State(ctx, s.Name); s.State == snapMerging && err == nil && state == snapshotFailed {
+				errs = append(errs, m.startMerge(ctx, s))
+			}
+		}
+		return errors.Join(errs...)
+	})
+}
+
 // Process does what there is to do next for an update, and gives its state, which
 // is also Cancelled if it was removed since the device went back to the old system,
 // or was flashed. Call it at each boot, and while the state is Merging again every

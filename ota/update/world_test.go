@@ -507,7 +507,7 @@ func (d *memDaemon) Merge(_ context.Context, name string) error {
 	if d.gone || s == nil {
 		return errors.New("no such snapshot")
 	}
-	if s.state == snapshotIdle {
+	if s.state == snapshotIdle || s.state == snapshotFailed {
 		s.state = snapshotMerging
 	}
 	if d.eager {
