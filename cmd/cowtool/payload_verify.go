@@ -138,7 +138,7 @@ func (v *payloadVerify) all(ctx context.Context, out cli.Output, f *install.File
 	}
 	meter := out.Meter("verifying")
 	defer meter.End()
-	if err := v.whole(ctx, m, f, meter.Update); err != nil {
+	if err := verify.File(ctx, m, f, f.Size(), v.policy, meter.Update); err != nil {
 		return err
 	}
 	return v.data(ctx, m, f)
@@ -155,30 +155,12 @@ func (v *payloadVerify) zipSignature(f *install.File) error {
 	return verify.Zip(zip, size, v.policy.Keys)
 }
 
-// whole reads everything behind the metadata.
-func (v *payloadVerify) whole(ctx context.Context, m *payload.Metadata, f *install.File, onProgress func(done, total int64)) error {
-	sum, err := verify.NewSum(m)
-	if err != nil {
-		return err
-	}
-	for sum.Offset() < f.Size() {
-		onProgress(sum.Offset(), f.Size())
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if _, err := io.Copy(sum, io.NewSectionReader(f, sum.Offset(), 4<<20)); err != nil {
-			return fmt.Errorf("read the payload: %w", err)
-		}
-	}
-	return verify.Payload(m, sum, v.policy)
-}
-
 // data checks each operation's, which says where a payload is damaged.
 func (v *payloadVerify) data(ctx context.Context, m *payload.Metadata, f *install.File) error {
 	blobs := apply.BlobsAt(m, f)
 	for _, p := range v.partitions(m) {
 		for i, op := range p.GetOperations() {
-			do, done, err := apply.NewOperation(op, int64(m.Manifest.GetBlockSize()), blobs, nil)
+			do, done, err := apply.NewOperation(p, i, int64(m.Manifest.GetBlockSize()), blobs, nil)
 			if err == nil {
 				err = errors.Join(do.CheckBlob(), ctx.Err())
 				done()

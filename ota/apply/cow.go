@@ -53,6 +53,9 @@ type CowOptions struct {
 	// LabelEvery is the least time between two labels; 0: a second. Below 0
 	// every operation has one.
 	LabelEvery time.Duration
+	// OnLabel, if not nil, is called when the COW is durable up to an operation. It
+	// fails the installation if it fails.
+	OnLabel func(next int) error
 	// OnProgress, if not nil, is called with bytes of the new partition, by one
 	// goroutine at a time.
 	OnProgress func(done, total int64)
@@ -226,7 +229,10 @@ func lastLabel(d cow.Device) (label uint64, found bool) {
 
 func (i *install) label(n uint64) error {
 	i.labelled, i.last = time.Now(), n
-	return i.w.Label(n)
+	if err := i.w.Label(n); err != nil || i.o.OnLabel == nil {
+		return err
+	}
+	return i.o.OnLabel(int(min(n, uint64(len(i.ops)))))
 }
 
 // request is a call of the COW's writer.
@@ -262,8 +268,8 @@ func (i *install) operations(ctx context.Context) error {
 	}
 	for d := range order {
 		if err := i.write(ctx, d); err != nil {
-			i.keep(d.number)
-			return fmt.Errorf("operation %d (%v): %w", d.number, i.ops[d.number].GetType(), err)
+			i.keep(d.op.Number)
+			return d.op.where(err)
 		}
 	}
 	if err := context.Cause(ctx); err != nil {
@@ -288,7 +294,6 @@ func (i *install) keep(number int) {
 
 // decoding is an operation on its way.
 type decoding struct {
-	number   int
 	op       *Operation
 	done     func()
 	requests chan request // closed at the end
@@ -301,8 +306,8 @@ func (i *install) feed(ctx context.Context, order, work chan<- *decoding) {
 	defer close(work)
 	defer close(order)
 	for n := i.next; n < len(i.ops); n++ {
-		op, done, err := NewOperation(i.ops[n], cowfile.BlockSize, i.o.Blobs, i.o.Old)
-		d := &decoding{number: n, op: op, done: done, requests: make(chan request, 2), err: err}
+		op, done, err := NewOperation(i.o.Partition, n, cowfile.BlockSize, i.o.Blobs, i.o.Old)
+		d := &decoding{op: op, done: done, requests: make(chan request, 2), err: err}
 		if err != nil {
 			close(d.requests)
 			select {
@@ -352,7 +357,7 @@ func (i *install) write(ctx context.Context, d *decoding) error {
 	if time.Since(i.labelled) < i.o.LabelEvery && i.o.LabelEvery > 0 {
 		return nil
 	}
-	return i.label(uint64(d.number + 1))
+	return i.label(uint64(d.op.Number + 1))
 }
 
 func (i *install) request(r request) (err error) {
@@ -691,16 +696,12 @@ func (v *verityWriter) ReadAt(p []byte, off int64) (int, error) {
 
 // verify reads the new partition and compares its hash.
 func (i *install) verify(ctx context.Context) error {
-	info := i.o.Partition.GetNewPartitionInfo()
 	return i.withSnapshot(func(s *cow.Snapshot) error {
 		got, err := sum(&cancellable{ctx, io.NewSectionReader(s, 0, i.total)})
 		if err != nil {
 			return err
 		}
-		if !bytes.Equal(got, info.GetHash()) {
-			return fmt.Errorf("%w: expected SHA-256 %x, found %x", ErrTarget, info.GetHash(), got)
-		}
-		return nil
+		return checkTarget(i.o.Partition, got)
 	})
 }
 

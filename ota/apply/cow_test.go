@@ -118,7 +118,7 @@ func (in *installation) check(t testing.TB) {
 func expectSum(t testing.TB, what string, r io.Reader, want string) {
 	t.Helper()
 	got, err := sum(r)
-	if err != nil || hex.EncodeToString(got) != want {
+	if err != nil || hex.EncodeToString(got[:]) != want {
 		t.Errorf("%s: expected SHA-256 %s, found %x, %v", what, want, got, err)
 	}
 }

@@ -1,7 +1,6 @@
 package apply
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -51,10 +50,7 @@ func Direct(ctx context.Context, o DirectOptions) error {
 	if err != nil {
 		return err
 	}
-	if !bytes.Equal(got, info.GetHash()) {
-		return fmt.Errorf("%w: expected SHA-256 %x, found %x", ErrTarget, info.GetHash(), got)
-	}
-	return nil
+	return checkTarget(o.Partition, got)
 }
 
 type direct struct {
@@ -65,18 +61,17 @@ type direct struct {
 }
 
 type directTask struct {
-	number int
-	op     *Operation
-	done   func()
+	op   *Operation
+	done func()
 }
 
 func (d *direct) feed(submit func(directTask) bool) error {
-	for i, op := range d.o.Partition.GetOperations() {
-		do, done, err := NewOperation(op, d.blockSize, d.o.Blobs, d.o.Old)
+	for i := range d.o.Partition.GetOperations() {
+		do, done, err := NewOperation(d.o.Partition, i, d.blockSize, d.o.Blobs, d.o.Old)
 		if err != nil {
-			return fmt.Errorf("operation %d (%v): %w", i, op.GetType(), err)
+			return do.where(err)
 		}
-		if !submit(directTask{i, do, done}) {
+		if !submit(directTask{do, done}) {
 			return nil
 		}
 	}
@@ -89,7 +84,7 @@ func (d *direct) task(ctx context.Context, t directTask) error {
 		return nil
 	}
 	if err := t.op.Run(d.sink); err != nil {
-		return fmt.Errorf("operation %d (%v): %w", t.number, t.op.GetType(), err)
+		return t.op.where(err)
 	}
 	if done := d.done.Add(int64(payload.Blocks(t.op.GetDstExtents())) * d.blockSize); d.o.OnProgress != nil {
 		d.o.OnProgress(done, int64(d.o.Partition.GetNewPartitionInfo().GetSize()))

@@ -16,6 +16,7 @@ import (
 
 	"cowbird/formats/payload"
 	"cowbird/formats/payload/pb"
+	"cowbird/ota/verify"
 )
 
 // ImageOptions say what Images is to make.
@@ -142,7 +143,6 @@ func (m *maker) close() {
 // task is an operation of a partition, or just its end if it has none.
 type task struct {
 	part *part
-	op   int
 	do   *Operation
 	done func() // with the blob
 }
@@ -155,12 +155,12 @@ func (m *maker) feed(submit func(task) bool) error {
 		if len(p.GetOperations()) == 0 && !submit(task{part: p}) {
 			return nil
 		}
-		for i, op := range p.GetOperations() {
-			do, done, err := NewOperation(op, m.blockSize, m.o.Blobs, p.old)
+		for i := range p.GetOperations() {
+			do, done, err := NewOperation(p.PartitionUpdate, i, m.blockSize, m.o.Blobs, p.old)
 			if err != nil {
-				return fmt.Errorf("partition %s, operation %d (%v): %w", p.GetPartitionName(), i, op.GetType(), err)
+				return m.where(p, do.where(err))
 			}
-			if !submit(task{p, i, do, done}) {
+			if !submit(task{p, do, done}) {
 				return nil
 			}
 		}
@@ -178,16 +178,21 @@ func (m *maker) task(ctx context.Context, t task) error {
 	}
 	if t.do != nil {
 		if err := m.operation(t); err != nil {
-			return fmt.Errorf("partition %s, operation %d (%v): %w", t.part.GetPartitionName(), t.op, t.do.GetType(), err)
+			return m.where(t.part, t.do.where(err))
 		}
 		if t.part.left.Add(-1) > 0 {
 			return nil
 		}
 	}
-	if err := m.finish(t.part); err != nil {
-		return fmt.Errorf("partition %s: %w", t.part.GetPartitionName(), err)
+	return m.where(t.part, m.finish(t.part))
+}
+
+// where says which partition an error is of.
+func (m *maker) where(p *part, err error) error {
+	if err == nil {
+		return nil
 	}
-	return nil
+	return fmt.Errorf("partition %s: %w", p.GetPartitionName(), err)
 }
 
 func (m *maker) operation(t task) error {
@@ -218,8 +223,8 @@ func (m *maker) finish(p *part) error {
 	if err != nil {
 		return err
 	}
-	if !bytes.Equal(got, info.GetHash()) {
-		return m.wrong(p, got)
+	if err := checkTarget(p.PartitionUpdate, got); err != nil {
+		return m.wrong(p, err)
 	}
 	if err := errors.Join(p.out.Sync(), os.Rename(p.path+".part", p.path)); err != nil {
 		return err
@@ -229,22 +234,22 @@ func (m *maker) finish(p *part) error {
 }
 
 // wrong says whose fault a wrong result may be.
-func (m *maker) wrong(p *part, got []byte) error {
-	err := fmt.Errorf("%w: expected SHA-256 %x, found %x", ErrTarget, p.GetNewPartitionInfo().GetHash(), got)
+func (m *maker) wrong(p *part, err error) error {
 	if p.old == nil {
 		return err
 	}
-	old := p.GetOldPartitionInfo()
-	if h, e := sum(io.NewSectionReader(p.old, 0, int64(old.GetSize()))); e == nil && !bytes.Equal(h, old.GetHash()) {
-		return fmt.Errorf("%w: %s: expected SHA-256 %x, found %x: %w", ErrSource, p.old.Name(), old.GetHash(), h, err)
+	old, e := sum(io.NewSectionReader(p.old, 0, int64(p.GetOldPartitionInfo().GetSize())))
+	if e == nil {
+		e = mark(ErrSource, verify.OldPartition(p.PartitionUpdate, old))
 	}
-	return err
+	return cmp.Or(e, err)
 }
 
-// NewOperation joins an operation with what it reads. old may be nil if the
-// operation reads no old partition. done is to be called when it has run.
-func NewOperation(op *pb.InstallOperation, blockSize int64, blobs Blobs, old io.ReaderAt) (o *Operation, done func(), err error) {
-	o, done = &Operation{InstallOperation: op, BlockSize: blockSize}, func() {}
+// NewOperation joins operation n of a partition with what it reads. old may be nil if
+// the operation reads no old partition. done is to be called when it has run.
+func NewOperation(p *pb.PartitionUpdate, n int, blockSize int64, blobs Blobs, old io.ReaderAt) (o *Operation, done func(), err error) {
+	op := p.GetOperations()[n]
+	o, done = &Operation{InstallOperation: op, Partition: p, Number: n, BlockSize: blockSize}, func() {}
 	if payload.HasSource(op.GetType()) {
 		o.Old = old
 	}

@@ -19,6 +19,7 @@ import (
 	"cowbird/formats/payload/pb"
 	"cowbird/formats/puffin"
 	"cowbird/formats/zucchini"
+	"cowbird/ota/verify"
 )
 
 const (
@@ -36,6 +37,9 @@ const (
 // Operation is one of a payload's, with what it reads.
 type Operation struct {
 	*pb.InstallOperation
+	// Partition is whose it is, and Number its place there.
+	Partition *pb.PartitionUpdate
+	Number    int
 	BlockSize int64
 	// Blob is the data in the payload; nil if the type has none.
 	Blob *io.SectionReader
@@ -81,25 +85,21 @@ func (o *Operation) Run(w Sink) error {
 	return out.finish(o.BlockSize)
 }
 
-// CheckBlob compares the hash of the data, if there is one.
+// CheckBlob compares the hash of the data, if there is one. The error wraps ErrBlob
+// and a *verify.Error.
 func (o *Operation) CheckBlob() error {
-	want := o.GetDataSha256Hash()
-	if o.Blob == nil || len(want) == 0 {
+	if o.Blob == nil || len(o.GetDataSha256Hash()) == 0 {
 		return nil
 	}
 	got, err := sum(io.NewSectionReader(o.Blob, 0, o.Blob.Size()))
 	if err != nil {
 		return fmt.Errorf("read %d bytes of the payload: %w", o.Blob.Size(), err)
 	}
-	if !bytes.Equal(got, want) {
-		return fmt.Errorf("%w: expected SHA-256 %x, found %x: get the payload again", ErrBlob, want, got)
-	}
-	return nil
+	return mark(ErrBlob, verify.Blob(o.Partition, o.Number, got))
 }
 
 func (o *Operation) checkSource() error {
-	want := o.GetSrcSha256Hash()
-	if o.Old == nil || len(want) == 0 {
+	if o.Old == nil || len(o.GetSrcSha256Hash()) == 0 {
 		return nil
 	}
 	r := o.source()
@@ -107,26 +107,32 @@ func (o *Operation) checkSource() error {
 	if err != nil {
 		return err
 	}
-	if !bytes.Equal(got, want) {
-		return fmt.Errorf("%w: blocks %s: expected SHA-256 %x, found %x", ErrSource, extentsString(o.GetSrcExtents()), want, got)
+	if verify.Source(o.Partition, o.Number, got, nil) == nil {
+		return nil
 	}
-	return nil
+	whole, err := sum(io.NewSectionReader(o.Old, 0, int64(o.Partition.GetOldPartitionInfo().GetSize())))
+	if err != nil {
+		return err
+	}
+	return mark(ErrSource, verify.Source(o.Partition, o.Number, got, whole[:]))
 }
 
-// extentsString names the first few.
-func extentsString(extents []*pb.Extent) string {
-	var b bytes.Buffer
-	for i, e := range extents {
-		if i == 8 {
-			fmt.Fprintf(&b, " and %d more", len(extents)-i)
-			break
-		}
-		if i > 0 {
-			b.WriteByte(' ')
-		}
-		fmt.Fprintf(&b, "%d-%d", e.GetStartBlock(), e.GetStartBlock()+e.GetNumBlocks()-1)
+// mark makes a refusal one of this package's errors as well.
+func mark(kind, refusal error) error {
+	if refusal == nil {
+		return nil
 	}
-	return b.String()
+	return fmt.Errorf("%w: %w", kind, refusal)
+}
+
+// checkTarget compares the hash of a new partition.
+func checkTarget(p *pb.PartitionUpdate, hash [sha256.Size]byte) error {
+	return mark(ErrTarget, verify.Partition(p, hash))
+}
+
+// where says which operation an error is of.
+func (o *Operation) where(err error) error {
+	return fmt.Errorf("operation %d (%v): %w", o.Number, o.GetType(), err)
 }
 
 func (o *Operation) source() *extentReader {
@@ -160,7 +166,7 @@ func (o *Operation) badBlob(err error) error {
 	if err == nil || errors.Is(err, ErrOutput) || errors.As(err, &partition) {
 		return err
 	}
-	return fmt.Errorf("%w: %w", ErrBlob, err)
+	return mark(ErrBlob, verify.Operation(err))
 }
 
 // replace writes what the blob decompresses to.
@@ -197,7 +203,7 @@ func (o *Operation) replace(out *extentWriter) error {
 		return o.badBlob(err)
 	}
 	if _, err := in.ReadByte(); err != io.EOF {
-		return fmt.Errorf("%w: expected the end of the compressed data, found more", ErrBlob)
+		return o.badBlob(errors.New("expected the end of the compressed data, found more"))
 	}
 	return nil
 }
@@ -361,10 +367,9 @@ func copyAll(w io.Writer, r io.Reader) error {
 	return err
 }
 
-func sum(r io.Reader) ([]byte, error) {
+func sum(r io.Reader) (s [sha256.Size]byte, err error) {
 	h := sha256.New()
-	if err := copyAll(h, r); err != nil {
-		return nil, err
-	}
-	return h.Sum(nil), nil
+	err = copyAll(h, r)
+	h.Sum(s[:0])
+	return s, err
 }

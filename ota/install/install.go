@@ -53,19 +53,23 @@ type Options struct {
 	OnProgress func(done, total int64)
 }
 
-// Run installs a payload, or goes on with it.
+// Run installs a payload, or goes on with it. When it returns nil, all signatures and
+// hashes were right: those of the metadata, of a File also that of the whole payload,
+// before anything is written, and that of a stream in the end.
 func Run(ctx context.Context, o Options) error {
 	r := &run{o: o}
 	head, err := o.Source.From(ctx, 0)
 	if err != nil {
 		return err
 	}
-	defer func() { r.close() }()
-	r.stream = head
+	r.stream = &followed{ReadCloser: head}
+	defer func() { _ = r.stream.Close() }()
 	if r.m, err = verify.Read(head, o.Source.Size(), o.Policy); err != nil {
 		return err
 	}
-	r.pos = r.m.BlobOffset()
+	if err := r.checkFile(ctx); err != nil {
+		return err
+	}
 	if o.Prepare != nil {
 		if r.o.Config, err = o.Prepare(r.m); err != nil {
 			return err
@@ -74,9 +78,42 @@ func Run(ctx context.Context, o Options) error {
 	if err := r.o.Config.check(r.m); err != nil {
 		return err
 	}
-	if err := r.openState(); err != nil {
+	if err := r.begin(); err != nil {
 		return err
 	}
+	if err := r.partitions(ctx); err != nil || r.state.Done {
+		return err
+	}
+	if err := r.checkPayload(ctx); err != nil {
+		return err
+	}
+	r.state.Done, r.state.Sum = true, nil
+	return r.state.write(r.o.Config.State)
+}
+
+// checkFile looks at all of a payload that can be read twice.
+func (r *run) checkFile(ctx context.Context) error {
+	f, ok := r.o.Source.(*File)
+	if !ok {
+		return nil
+	}
+	return verify.File(ctx, r.m, f, f.Size(), r.o.Policy, nil)
+}
+
+// begin opens the state, and has the sum go on from there.
+func (r *run) begin() (err error) {
+	if err = r.openState(); err != nil {
+		return err
+	}
+	r.stream.at = r.m.BlobOffset()
+	r.follow, err = newFollow(r.m, r.state.Sum)
+	if err == nil {
+		r.stream.sum = r.follow.sum
+	}
+	return err
+}
+
+func (r *run) partitions(ctx context.Context) error {
 	for _, p := range r.m.Manifest.GetPartitions() {
 		r.total += int64(p.GetNewPartitionInfo().GetSize())
 	}
@@ -85,8 +122,7 @@ func Run(ctx context.Context, o Options) error {
 			return fmt.Errorf("partition %s: %w", p.GetPartitionName(), err)
 		}
 	}
-	r.state.Done = true
-	return r.state.write(r.o.Config.State)
+	return nil
 }
 
 // Identity tells payloads apart.
@@ -107,8 +143,8 @@ type run struct {
 	m     *payload.Metadata
 	state *state
 
-	stream io.ReadCloser
-	pos    int64 // in the payload, where stream is
+	stream *followed
+	follow *follow
 	blobs  apply.Blobs
 
 	done, total int64
@@ -176,12 +212,6 @@ func unmerged(d *cow.FileDevice) bool {
 	return err == nil && f.NumMergeOps() < f.NumOps()
 }
 
-func (r *run) close() {
-	if r.stream != nil {
-		_ = r.stream.Close()
-	}
-}
-
 // data gives the payload's data. A stream is asked again where there is much that
 // nobody wants, as after a resumption.
 func (r *run) data(ctx context.Context) apply.Blobs {
@@ -202,25 +232,33 @@ type asker struct {
 // Blob implements apply.Blobs.
 func (a *asker) Blob(off, n int64) (*io.SectionReader, func(), error) {
 	r := a.r
-	if at := r.m.BlobOffset() + off; r.blobs == nil || at > r.pos+farAhead || at < r.pos {
-		if err := r.seek(a.ctx, at); err != nil {
+	at := r.m.BlobOffset() + off
+	from := min(at, r.follow.sum.Offset())
+	if begins := r.blobs == nil && from > r.stream.at; begins || from > r.stream.at+farAhead || at < r.stream.at {
+		if err := r.seek(a.ctx, from); err != nil {
 			return nil, nil, err
 		}
-		r.blobs = apply.StreamFrom(r.stream, off, r.o.Stream)
 	}
-	r.pos = r.m.BlobOffset() + off + n
+	if r.blobs == nil {
+		r.blobs = apply.StreamFrom(r.stream, r.stream.at-r.m.BlobOffset(), r.o.Stream)
+	}
+	if at >= r.follow.sum.Offset() {
+		if err := r.follow.note(); err != nil {
+			return nil, nil, err
+		}
+	}
 	return r.blobs.Blob(off, n)
 }
 
 // seek has the stream go on at byte at of the payload.
 func (r *run) seek(ctx context.Context, at int64) error {
-	if at == r.pos {
-		return nil
-	}
-	r.close()
 	s, err := r.o.Source.From(ctx, at)
-	r.stream = s
-	return err
+	if err != nil {
+		return err
+	}
+	_ = r.stream.Close()
+	r.stream, r.blobs = &followed{s, at, r.follow.sum}, nil
+	return nil
 }
 
 func (r *run) partition(ctx context.Context, p *pb.PartitionUpdate) error {
@@ -241,6 +279,15 @@ func (r *run) partition(ctx context.Context, p *pb.PartitionUpdate) error {
 	}
 	r.done += size
 	r.state.Complete = append(r.state.Complete, name)
+	return r.save(r.follow.all())
+}
+
+// save keeps a sum and what else is in the state.
+func (r *run) save(sum []byte, err error) error {
+	if err != nil {
+		return err
+	}
+	r.state.Sum = sum
 	return r.state.write(r.o.Config.State)
 }
 
@@ -274,7 +321,14 @@ func (r *run) intoCow(ctx context.Context, p *pb.PartitionUpdate, place Partitio
 	defer d.Close()
 	r.tell(p.GetPartitionName(), "")
 	return apply.Cow(ctx, apply.CowOptions{Metadata: r.m, Partition: p, Blobs: r.data(ctx), Old: old, Cow: d, Resume: true,
-		Form: r.o.Config.form(), Workers: r.o.Workers, LabelEvery: r.o.LabelEvery, OnProgress: func(done, _ int64) { r.report(done) }})
+		Form: r.o.Config.form(), Workers: r.o.Workers, LabelEvery: r.o.LabelEvery,
+		OnLabel: func(next int) error {
+			if sum := r.follow.before(p, next); sum != nil {
+				return r.save(sum, nil)
+			}
+			return nil
+		},
+		OnProgress: func(done, _ int64) { r.report(done) }})
 }
 
 func (r *run) direct(ctx context.Context, p *pb.PartitionUpdate, place Partition) error {

@@ -362,6 +362,128 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// damagedSignature is the payload with another signature at its end.
+func (d *device) damagedSignature() []byte {
+	d.t.Helper()
+	m, err := payload.Read(bytes.NewReader(d.payload), int64(len(d.payload)), payload.Limits{})
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	at := m.BlobOffset() + int64(m.Manifest.GetSignaturesOffset()+m.Manifest.GetSignaturesSize())
+	if m.Manifest.GetSignaturesSize() < 256 || at != int64(len(d.payload)) {
+		d.t.Fatalf("expected the payload to end with its signature, found %d bytes at %d", m.Manifest.GetSignaturesSize(), at)
+	}
+	b := bytes.Clone(d.payload)
+	b[at-100] ^= 1
+	return b
+}
+
+// The signature of a whole payload counts. Of a file nothing is written before it has
+// been looked at; what was written of a stream goes.
+func TestPayloadSignature(t *testing.T) {
+	d := newDevice(t)
+	bad := d.damagedSignature()
+	d.write("payload.bin", bad)
+	f, err := OpenFile(d.path("payload.bin"), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	expectRefusal(t, d.run(f, nil), verify.DownloadPayloadPubKeyVerificationError)
+	for _, name := range []string{"state", "system.cow", "vendor.cow", "boot.new"} {
+		if _, err := os.Stat(d.path(name)); err == nil {
+			t.Errorf("expected no %s", name)
+		}
+	}
+	for what, s := range map[string]Source{"stream": &stream{data: bad}, "once": &Once{R: bytes.NewReader(bad)}} {
+		t.Run(what, func(t *testing.T) {
+			d := newDevice(t)
+			expectRefusal(t, d.run(s, nil), verify.DownloadPayloadPubKeyVerificationError)
+			if b := mustRead(t, d.path("system.cow")); !bytes.Equal(b[:4096], make([]byte, 4096)) {
+				t.Error("expected the COW to be dropped")
+			}
+			if err := d.run(&stream{data: d.payload}, nil); err != nil {
+				t.Fatal(err)
+			}
+			d.check()
+		})
+	}
+}
+
+func expectRefusal(t *testing.T, err error, want verify.Code) {
+	t.Helper()
+	if got := verify.CodeOf(err); got != want {
+		t.Errorf("expected %v, found %v: %v", want, got, err)
+	}
+}
+
+// A signature that is looked at by the last of many runs has seen what the others have
+// read; and each run reads little that another has read.
+func TestPayloadSignatureResumed(t *testing.T) {
+	d := newDevice(t)
+	bad := d.damagedSignature()
+	read := int64(0)
+	for run := 0; ; run++ {
+		s := &stream{data: bad, limit: 300e3}
+		err := d.run(s, func(o *Options) { o.LabelEvery = -1 })
+		read += s.read
+		if errors.Is(err, errCut) && run < 30 {
+			continue
+		}
+		if run < 3 {
+			t.Errorf("expected the line to be cut three times at least, found %d", run)
+		}
+		if most := int64(len(bad)) * 2; read > most {
+			t.Errorf("expected at most %d bytes to be read in %d runs, found %d", most, run, read)
+		}
+		expectRefusal(t, err, verify.DownloadPayloadPubKeyVerificationError)
+		break
+	}
+}
+
+// A payload that has been installed to its last partition is not complete before its
+// signature has come; one that goes on behind it is not the one that was signed.
+func TestPayloadEnd(t *testing.T) {
+	d := newDevice(t)
+	short := d.payload[:len(d.payload)-50]
+	source := func(b []byte) Source { return &Once{R: bytes.NewReader(b)} }
+	if err := d.run(source(short), nil); !errors.Is(err, payload.ErrTruncated) {
+		t.Errorf("expected ErrTruncated, found %v", err)
+	}
+	again := &stream{data: d.payload}
+	if err := d.run(again, nil); err != nil {
+		t.Fatal(err)
+	}
+	d.check()
+	if most := int64(80 << 10); again.read > most {
+		t.Errorf("expected the metadata and the signature to be read, found %d bytes", again.read)
+	}
+	d = newDevice(t)
+	long := append(bytes.Clone(d.payload), make([]byte, 5<<20)...)
+	expectRefusal(t, d.run(source(long), nil), verify.PayloadSizeMismatchError)
+}
+
+// States that have no sum, or another one, cost another look at the payload, no more.
+func TestPayloadSumLost(t *testing.T) {
+	for _, sum := range []string{"", `,"sum":"AAAA"`} {
+		d := newDevice(t)
+		if err := d.run(&Once{R: bytes.NewReader(d.payload[:len(d.payload)-50])}, nil); !errors.Is(err, payload.ErrTruncated) {
+			t.Fatalf("expected ErrTruncated, found %v", err)
+		}
+		s, err := readState(d.path("state"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.write("state", fmt.Appendf(nil, `{"payload":%q,"complete":["system","vendor","boot","vbmeta"]%s}`, s.Payload, sum))
+		if err := d.run(&stream{data: d.payload}, nil); err != nil {
+			t.Fatal(err)
+		}
+		d.check()
+		d.write("state", fmt.Appendf(nil, `{"payload":%q,"complete":["system","vendor","boot","vbmeta"]%s}`, s.Payload, sum))
+		expectRefusal(t, d.run(&stream{data: d.damagedSignature()}, nil), verify.DownloadPayloadPubKeyVerificationError)
+	}
+}
+
 func TestParseConfig(t *testing.T) {
 	for text, want := range map[string]string{
 		`{`:                                   "unexpected EOF",

@@ -14,7 +14,10 @@ type state struct {
 	Payload string `json:"payload"`
 	// Complete are the partitions that are complete and verified.
 	Complete []string `json:"complete"`
-	// Done: all of them are.
+	// Sum is that of the payload's beginning (see verify.Sum), with less than what
+	// comes before the next operation, if not the same.
+	Sum []byte `json:"sum,omitempty"`
+	// Done: all of them are, and the payload was the right one to its end.
 	Done bool `json:"done"`
 }
 

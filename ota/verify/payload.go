@@ -2,8 +2,11 @@ package verify
 
 import (
 	"bytes"
+	"cmp"
+	"context"
 	"crypto/sha256"
 	"fmt"
+	"io"
 	"strings"
 
 	"cowbird/formats/payload"
@@ -11,12 +14,13 @@ import (
 )
 
 // Blob checks the SHA-256 of an operation's blob, before anybody looks into it.
-// What has no hash in the manifest passes: Metadata has allowed it.
+// What has no hash in the manifest passes: Metadata has allowed it. Which operation
+// it is, the caller says.
 func Blob(u *pb.PartitionUpdate, operation int, hash [sha256.Size]byte) error {
 	op := u.GetOperations()[operation]
 	if want := op.GetDataSha256Hash(); len(want) > 0 && !bytes.Equal(want, hash[:]) {
-		return refuse(DownloadOperationHashMismatch, fetchAgain, "partition %s, operation %d (%v): %d bytes at %d: expected the hash %x, found %x",
-			u.GetPartitionName(), operation, op.GetType(), op.GetDataLength(), op.GetDataOffset(), want, hash)
+		return refuse(DownloadOperationHashMismatch, fetchAgain, "%d bytes at %d: expected the hash %x, found %x",
+			op.GetDataLength(), op.GetDataOffset(), want, hash)
 	}
 	return nil
 }
@@ -39,8 +43,8 @@ func Source(u *pb.PartitionUpdate, operation int, hash [sha256.Size]byte, old []
 		next = fmt.Sprintf("the old partition is another one than the update was made for (expected the hash %x, found %x): "+
 			"get the update for this build, or a full one", u.OldPartitionInfo.GetHash(), old)
 	}
-	return refuse(DownloadStateInitializationError, next, "partition %s, operation %d (%v): source blocks %s: expected the hash %x, found %x",
-		u.GetPartitionName(), operation, op.GetType(), blocks(op.GetSrcExtents()), want, hash)
+	return refuse(DownloadStateInitializationError, next, "source blocks %s: expected the hash %x, found %x",
+		blocks(op.GetSrcExtents()), want, hash)
 }
 
 // blocks lists some extents as first-last.
@@ -69,6 +73,15 @@ func OldPartition(u *pb.PartitionUpdate, hash [sha256.Size]byte) error {
 			"old partition %s: expected the hash %x of %d bytes, found %x", u.GetPartitionName(), want, u.OldPartitionInfo.GetSize(), hash)
 	}
 	return nil
+}
+
+// Operation is an operation whose hashes are right and which fails all the same; nil
+// stays nil.
+func Operation(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &Error{DownloadOperationExecutionError, err, askProducer}
 }
 
 // Partition checks what was installed: the SHA-256 of the first NewPartitionInfo.Size
@@ -103,6 +116,28 @@ func Payload(m *payload.Metadata, s *Sum, p Policy) error {
 			"payload signature: expected one by %v, found %d by none of these", p.Keys, len(signatures))
 	}
 	return nil
+}
+
+// File is Payload of one that can be read at any place, and reads what is behind the
+// metadata. onProgress may be nil.
+func File(ctx context.Context, m *payload.Metadata, r io.ReaderAt, size int64, p Policy, onProgress func(done, total int64)) error {
+	s, err := NewSum(m)
+	if err != nil {
+		return err
+	}
+	for s.Offset() < size {
+		if onProgress != nil {
+			onProgress(s.Offset(), size)
+		}
+		if err := context.Cause(ctx); err != nil {
+			return err
+		}
+		n, err := io.Copy(s, io.NewSectionReader(r, s.Offset(), min(4<<20, size-s.Offset())))
+		if err != nil || n == 0 {
+			return fmt.Errorf("read the payload: %w", cmp.Or(err, io.ErrUnexpectedEOF))
+		}
+	}
+	return Payload(m, s, p)
 }
 
 func (p Policy) checkFile(s *Sum) error {

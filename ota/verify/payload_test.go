@@ -184,7 +184,7 @@ func TestSource(t *testing.T) {
 	} {
 		err := Source(u, 0, wrong, c.old)
 		expectCode(t, name, err, DownloadStateInitializationError)
-		for _, want := range []string{"system, operation 0 (SOURCE_COPY)", "10-20, a hole of 2, 30-30", fmt.Sprintf("expected the hash %x, found %x", right, wrong), c.says} {
+		for _, want := range []string{"source blocks 10-20, a hole of 2, 30-30", "10-20, a hole of 2, 30-30", fmt.Sprintf("expected the hash %x, found %x", right, wrong), c.says} {
 			if !strings.Contains(fmt.Sprint(err), want) {
 				t.Errorf("%s: expected %q, found %v", name, want, err)
 			}
