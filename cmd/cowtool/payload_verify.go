@@ -159,8 +159,9 @@ func (v *payloadVerify) zipSignature(f *install.File) error {
 func (v *payloadVerify) data(ctx context.Context, m *payload.Metadata, f *install.File) error {
 	blobs := apply.BlobsAt(m, f)
 	for _, p := range v.partitions(m) {
+		ops := &apply.Operations{Partition: p, BlockSize: int64(m.Manifest.GetBlockSize()), Blobs: blobs}
 		for i, op := range p.GetOperations() {
-			do, done, err := apply.NewOperation(p, i, int64(m.Manifest.GetBlockSize()), blobs, nil)
+			do, done, err := ops.At(i)
 			if err == nil {
 				err = errors.Join(do.CheckBlob(), ctx.Err())
 				done()

@@ -11,6 +11,7 @@ import (
 
 	"cowbird/cmd/internal/cli"
 	"cowbird/formats/payload"
+	"cowbird/ota/apply"
 	"cowbird/ota/fetch"
 	"cowbird/ota/install"
 	"cowbird/ota/update"
@@ -25,6 +26,8 @@ type installation struct {
 	secondary            bool
 	quiet                bool
 	workers              int
+	memory               cli.Size
+	spool                string
 }
 
 func (r *remote) installCommand() *cobra.Command {
@@ -87,7 +90,10 @@ one that is older than the device, unless a flag says otherwise.`,
 	f.BoolVar(&i.json, "json", false, "print a JSON object a line, for programs")
 	f.BoolVarP(&i.quiet, "quiet", "q", false, "no progress bar")
 	f.IntVar(&i.workers, "workers", 0, "how many to work at a time; 0 is one a processor")
+	f.Var(&i.memory, "memory", "how much operations may hold together; one that needs more runs alone and spills to files. 0 is 32M, and none spills")
+	f.StringVar(&i.spool, "spool", "", "the `FOLDER` for what does not fit into memory; none is that of temporary files")
 	_ = cmd.MarkFlagFilename("config")
+	_ = cmd.MarkFlagDirname("spool")
 	return cmd
 }
 
@@ -127,7 +133,8 @@ func (i *installation) runWith(cmd *cobra.Command, out cli.Output, name string, 
 		return err
 	}
 	defer done()
-	return i.install(cmd.Context(), out, run, install.Options{Config: config, Source: source, Policy: *policy, Restart: i.restart, Workers: i.workers}, name)
+	return i.install(cmd.Context(), out, run, install.Options{Config: config, Source: source, Policy: *policy, Restart: i.restart, Workers: i.workers,
+		Memory: int64(i.memory), Stream: apply.StreamOptions{Spool: i.spool}}, name)
 }
 
 // open also takes over what the zip says of the payload in it.

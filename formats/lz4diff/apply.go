@@ -23,6 +23,16 @@ type Options struct {
 	// Limit is how long the contents of source and target may be together, in
 	// bytes. 0 means DefaultLimit.
 	Limit int64
+	// Alloc gives memory that holds zeros for contents and target, which the caller
+	// takes back when it is done with the target; nil: the heap.
+	Alloc func(n int64) ([]byte, error)
+}
+
+func (o *Options) alloc(n int64) ([]byte, error) {
+	if o.Alloc == nil {
+		return make([]byte, n), nil
+	}
+	return o.Alloc(n)
 }
 
 func (o *Options) check(source, target int64) error {
@@ -59,14 +69,17 @@ func (p *Patch) Apply(source []byte, size int64, o Options) ([]byte, error) {
 	if err := o.check(p.Contents(size)); err != nil {
 		return nil, err
 	}
-	contents, err := p.Source.decompress(make([]byte, 0, length), source)
+	contents, err := o.alloc(length)
 	if err != nil {
+		return nil, err
+	}
+	if contents, err = p.Source.decompress(contents[:0], source); err != nil {
 		return nil, err
 	}
 	if contents, err = p.applyInner(contents, size, o); err != nil {
 		return nil, fmt.Errorf("%v: %w", p.Inner, err)
 	}
-	return p.compress(contents, size, o.BSDiff)
+	return p.compress(contents, size, o)
 }
 
 // applyInner makes the contents of the target.
@@ -91,14 +104,17 @@ func (p *Patch) applyInner(contents []byte, size int64, o Options) ([]byte, erro
 
 // compress makes the target of its contents. What follows the clusters is
 // copied.
-func (p *Patch) compress(contents []byte, size int64, bsdiff Apply) ([]byte, error) {
-	target := make([]byte, size)
+func (p *Patch) compress(contents []byte, size int64, o Options) ([]byte, error) {
+	target, err := o.alloc(size)
+	if err != nil {
+		return nil, err
+	}
 	op, err := p.Target.compress(target, contents, func(i int, stored []byte) error {
 		c := &p.Target.Clusters[i]
 		if err := c.checkHash(i, stored); err != nil || len(c.Postfix) == 0 {
 			return err
 		}
-		return c.fix(i, stored, bsdiff)
+		return c.fix(i, stored, o.BSDiff)
 	})
 	if err != nil {
 		return nil, err

@@ -20,6 +20,7 @@ type layout struct {
 	puffs      []extent    // in the puffed file
 	size       int64       // of the file
 	puffedSize int64
+	largest    int64 // deflate and its puff, in bytes
 }
 
 // maxSize keeps sums of sizes, also when counted in bits, within 64 bits.

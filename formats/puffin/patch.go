@@ -79,6 +79,7 @@ func (s *streamInfo) layout() (*layout, error) {
 		if n := max(p.length, bits/8); n > MaxPuff {
 			return nil, refuse(ErrLimit, fmt.Sprintf("deflate %d", i), fmt.Sprintf("at most %d bytes", MaxPuff), n)
 		}
+		l.largest = max(l.largest, p.length+bits/8)
 		if p.length > mostPuff*bits || bits > mostBits*p.length {
 			return nil, refuse(ErrCorrupt, fmt.Sprintf("puff %d", i), fmt.Sprintf("the puff of %d bits", bits), fmt.Sprintf("%d bytes", p.length))
 		}
@@ -94,6 +95,10 @@ func (p *Patch) SourceSize() int64 { return p.source.size }
 
 // TargetSize is how many bytes Apply writes.
 func (p *Patch) TargetSize() int64 { return p.target.size }
+
+// Memory is how many bytes Apply holds of deflates and puffs: one of each of the
+// largest, of either side.
+func (p *Patch) Memory() int64 { return p.source.largest + p.target.largest }
 
 // Apply writes the target, TargetSize bytes, to dst. source holds sourceSize
 // bytes, at least SourceSize. A patch that needs o.Zucchini and does not get it

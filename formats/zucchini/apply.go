@@ -9,25 +9,45 @@ import (
 // Apply makes the target, which must become size bytes long, from all of the
 // source. Errors wrap one of the package's. It is safe for concurrent use.
 func (p *Patch) Apply(source []byte, size int64) ([]byte, error) {
-	if int64(p.TargetSize) != size {
-		return nil, refuse(ErrCorrupt, "target length", size, p.TargetSize)
-	}
-	if int64(len(source)) != int64(p.SourceSize) {
-		return nil, refuse(ErrSource, "length", p.SourceSize, len(source))
-	}
-	if sum := crc32.ChecksumIEEE(source); sum != p.SourceCRC {
-		return nil, refuse(ErrSource, "CRC-32", hex(p.SourceCRC), hex(sum))
+	if err := p.check(source, size); err != nil {
+		return nil, err
 	}
 	target := make([]byte, size)
+	return target, p.apply(target, source)
+}
+
+// ApplyTo is Apply with memory of the caller's, which holds zeros, and some of the
+// target after an error.
+func (p *Patch) ApplyTo(target, source []byte) error {
+	if err := p.check(source, int64(len(target))); err != nil {
+		return err
+	}
+	return p.apply(target, source)
+}
+
+func (p *Patch) check(source []byte, size int64) error {
+	if int64(p.TargetSize) != size {
+		return refuse(ErrCorrupt, "target length", size, p.TargetSize)
+	}
+	if int64(len(source)) != int64(p.SourceSize) {
+		return refuse(ErrSource, "length", p.SourceSize, len(source))
+	}
+	if sum := crc32.ChecksumIEEE(source); sum != p.SourceCRC {
+		return refuse(ErrSource, "CRC-32", hex(p.SourceCRC), hex(sum))
+	}
+	return nil
+}
+
+func (p *Patch) apply(target, source []byte) error {
 	builds := make([]*build, len(p.Elements))
 	for i := range p.Elements {
 		b, err := newBuild(&p.Elements[i], source, target)
 		if err != nil {
-			return nil, fmt.Errorf("element %d: %w", i, err)
+			return fmt.Errorf("element %d: %w", i, err)
 		}
 		builds[i] = b
 	}
-	return target, p.finish(builds, target)
+	return p.finish(builds, target)
 }
 
 func hex(v uint32) string { return fmt.Sprintf("%#08x", v) }

@@ -50,6 +50,10 @@ type CowOptions struct {
 	// Workers is how many operations are decoded at once, and how many units
 	// compressed; 0: one for each processor.
 	Workers int
+	// Memory is how many bytes the operations that run may Need together (see
+	// NewMemory); 0: DefaultMemory, and none spills. Spool is where they spill.
+	Memory int64
+	Spool  string
 	// LabelEvery is the least time between two labels; 0: a second. Below 0
 	// every operation has one.
 	LabelEvery time.Duration
@@ -305,8 +309,9 @@ type decoding struct {
 func (i *install) feed(ctx context.Context, order, work chan<- *decoding) {
 	defer close(work)
 	defer close(order)
+	ops := &Operations{Partition: i.o.Partition, BlockSize: cowfile.BlockSize, Blobs: i.o.Blobs, Old: i.o.Old, Memory: newDeviceMemory(i.o.Memory, i.o.Spool)}
 	for n := i.next; n < len(i.ops); n++ {
-		op, done, err := NewOperation(i.o.Partition, n, cowfile.BlockSize, i.o.Blobs, i.o.Old)
+		op, done, err := ops.At(n)
 		d := &decoding{op: op, done: done, requests: make(chan request, 2), err: err}
 		if err != nil {
 			close(d.requests)

@@ -24,6 +24,9 @@ type DirectOptions struct {
 	New cow.Device
 	// Workers is how many operations run at once; 0: one for each processor.
 	Workers int
+	// Memory and Spool are as in CowOptions.
+	Memory int64
+	Spool  string
 	// OnProgress is as in CowOptions, but called by several goroutines.
 	OnProgress func(done, total int64)
 }
@@ -66,8 +69,9 @@ type directTask struct {
 }
 
 func (d *direct) feed(submit func(directTask) bool) error {
+	ops := &Operations{Partition: d.o.Partition, BlockSize: d.blockSize, Blobs: d.o.Blobs, Old: d.o.Old, Memory: newDeviceMemory(d.o.Memory, d.o.Spool)}
 	for i := range d.o.Partition.GetOperations() {
-		do, done, err := NewOperation(d.o.Partition, i, d.blockSize, d.o.Blobs, d.o.Old)
+		do, done, err := ops.At(i)
 		if err != nil {
 			return do.where(err)
 		}

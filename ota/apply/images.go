@@ -7,11 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"os"
 	"path/filepath"
 	"runtime"
-	"sync"
 	"sync/atomic"
 
 	"cowbird/formats/payload"
@@ -35,8 +33,8 @@ type ImageOptions struct {
 	Partition func(name string) bool
 	// Workers is how many operations run at once; 0: one for each processor.
 	Workers int
-	// Memory is how many bytes all that run may Need together. An operation
-	// that needs more than that by itself runs alone. 0: no limit.
+	// Memory is how many bytes all that run may Need together (see NewMemory).
+	// 0: no limit.
 	Memory int64
 	// OnProgress, if not nil, is called with bytes of new partitions, by
 	// several goroutines.
@@ -49,7 +47,7 @@ func Images(ctx context.Context, o ImageOptions) error {
 	if o.Workers <= 0 {
 		o.Workers = runtime.GOMAXPROCS(0)
 	}
-	m := maker{o: o, blockSize: int64(o.Metadata.Manifest.GetBlockSize()), room: newRoom(o.Memory)}
+	m := maker{o: o, blockSize: int64(o.Metadata.Manifest.GetBlockSize()), memory: NewMemory(o.Memory, "")}
 	defer m.close()
 	for _, p := range o.Metadata.Manifest.GetPartitions() {
 		if o.Partition != nil && !o.Partition(p.GetPartitionName()) {
@@ -66,7 +64,7 @@ func Images(ctx context.Context, o ImageOptions) error {
 type maker struct {
 	o         ImageOptions
 	blockSize int64
-	room      *room
+	memory    *Memory
 	parts     []*part
 	total     int64
 	done      atomic.Int64
@@ -155,8 +153,9 @@ func (m *maker) feed(submit func(task) bool) error {
 		if len(p.GetOperations()) == 0 && !submit(task{part: p}) {
 			return nil
 		}
+		ops := &Operations{Partition: p.PartitionUpdate, BlockSize: m.blockSize, Blobs: m.o.Blobs, Old: p.old, Memory: m.memory}
 		for i := range p.GetOperations() {
-			do, done, err := NewOperation(p.PartitionUpdate, i, m.blockSize, m.o.Blobs, p.old)
+			do, done, err := ops.At(i)
 			if err != nil {
 				return m.where(p, do.where(err))
 			}
@@ -196,9 +195,6 @@ func (m *maker) where(p *part, err error) error {
 }
 
 func (m *maker) operation(t task) error {
-	need := Need(t.do.InstallOperation, m.blockSize)
-	m.room.take(need)
-	defer m.room.giveBack(need)
 	if err := t.do.Run(&sparse{t.part.out}); err != nil {
 		return err
 	}
@@ -245,20 +241,6 @@ func (m *maker) wrong(p *part, err error) error {
 	return cmp.Or(e, err)
 }
 
-// NewOperation joins operation n of a partition with what it reads. old may be nil if
-// the operation reads no old partition. done is to be called when it has run.
-func NewOperation(p *pb.PartitionUpdate, n int, blockSize int64, blobs Blobs, old io.ReaderAt) (o *Operation, done func(), err error) {
-	op := p.GetOperations()[n]
-	o, done = &Operation{InstallOperation: op, Partition: p, Number: n, BlockSize: blockSize}, func() {}
-	if payload.HasSource(op.GetType()) {
-		o.Old = old
-	}
-	if payload.HasBlob(op.GetType()) {
-		o.Blob, done, err = blobs.Blob(int64(op.GetDataOffset()), int64(op.GetDataLength()))
-	}
-	return o, done, err
-}
-
 // sparse is a file that reads as zeros before it is written, so that zeros need not
 // be.
 type sparse struct{ *os.File }
@@ -294,35 +276,4 @@ func runOf(p []byte, zero bool) (n int) {
 		n += len(piece)
 	}
 	return n
-}
-
-// room is memory that operations share.
-type room struct {
-	mu    sync.Mutex
-	freed sync.Cond
-	all   int64
-	used  int64
-}
-
-func newRoom(all int64) *room {
-	r := &room{all: cmp.Or(all, math.MaxInt64)}
-	r.freed.L = &r.mu
-	return r
-}
-
-// take waits until n bytes are free, or nobody else has any.
-func (r *room) take(n int64) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for r.used > 0 && n > r.all-r.used {
-		r.freed.Wait()
-	}
-	r.used += n
-}
-
-func (r *room) giveBack(n int64) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.used -= n
-	r.freed.Broadcast()
 }

@@ -45,10 +45,40 @@ type Operation struct {
 	Blob *io.SectionReader
 	// Old is the old partition; nil if the type reads none.
 	Old io.ReaderAt
+	// Memory is what it shares with others; nil: nothing bounds it.
+	Memory *Memory
+
+	arena *arena // while it runs
+}
+
+// Operations are those of a partition, with what they read.
+type Operations struct {
+	Partition *pb.PartitionUpdate
+	BlockSize int64 // bytes
+	Blobs     Blobs
+	// Old may be nil if no operation reads the old partition.
+	Old    io.ReaderAt
+	Memory *Memory
+}
+
+// At is operation n, also if its blob cannot be had. done is to be called when it has
+// run.
+func (s *Operations) At(n int) (o *Operation, done func(), err error) {
+	op := s.Partition.GetOperations()[n]
+	o, done = &Operation{InstallOperation: op, Partition: s.Partition, Number: n, BlockSize: s.BlockSize, Memory: s.Memory}, func() {}
+	if payload.HasSource(op.GetType()) {
+		o.Old = s.Old
+	}
+	if payload.HasBlob(op.GetType()) {
+		o.Blob, done, err = s.Blobs.Blob(int64(op.GetDataOffset()), int64(op.GetDataLength()))
+	}
+	return o, done, err
 }
 
 // Need is how many bytes an operation holds while it runs, over some hundred
-// kilobytes that all of them do, as far as that can be told from the manifest.
+// kilobytes that all of them do, as far as that can be told from the manifest. A
+// puffdiff also holds the largest deflate of either side, as it is and puffed, which
+// its blob tells.
 func Need(op *pb.InstallOperation, blockSize int64) int64 {
 	source := int64(payload.Blocks(op.GetSrcExtents())) * blockSize
 	target := int64(payload.Blocks(op.GetDstExtents())) * blockSize
@@ -75,6 +105,8 @@ func (o *Operation) Run(w Sink) error {
 	if err := o.CheckBlob(); err != nil {
 		return err
 	}
+	o.arena = o.Memory.take(o.need())
+	defer o.arena.giveBack()
 	if err := o.checkSource(); err != nil {
 		return err
 	}
@@ -83,6 +115,17 @@ func (o *Operation) Run(w Sink) error {
 		return err
 	}
 	return out.finish(o.BlockSize)
+}
+
+// need is Need, with what the blob tells.
+func (o *Operation) need() int64 {
+	n := Need(o.InstallOperation, o.BlockSize)
+	if o.GetType() == pb.InstallOperation_PUFFDIFF {
+		if p, err := puffin.Open(o.Blob, o.Blob.Size()); err == nil { // else it fails when it runs
+			n += p.Memory()
+		}
+	}
+	return n
 }
 
 // CheckBlob compares the hash of the data, if there is one. The error wraps ErrBlob
@@ -151,7 +194,7 @@ func (o *Operation) run(out *extentWriter) error {
 		return o.badBlob(applyBsdiff(out, o.Blob, r, r.size))
 	case pb.InstallOperation_PUFFDIFF:
 		r := o.source()
-		return o.badBlob(applyPuffdiff(out, o.Blob, r, r.size))
+		return o.badBlob(o.puffdiff(out, o.Blob, r, r.size))
 	case pb.InstallOperation_ZUCCHINI:
 		return o.badBlob(o.zucchini(out))
 	case pb.InstallOperation_LZ4DIFF_BSDIFF, pb.InstallOperation_LZ4DIFF_PUFFDIFF:
@@ -253,34 +296,37 @@ func applyBsdiff(out io.Writer, blob *io.SectionReader, source io.ReaderAt, size
 	return p.Apply(out, source, size)
 }
 
-func applyPuffdiff(out io.Writer, blob *io.SectionReader, source io.ReaderAt, size int64) error {
+func (o *Operation) puffdiff(out io.Writer, blob *io.SectionReader, source io.ReaderAt, size int64) error {
 	p, err := puffin.Open(blob, blob.Size())
 	if err != nil {
 		return err
 	}
-	return p.Apply(out, source, size, puffin.ApplyOptions{Zucchini: innerZucchini})
+	return p.Apply(out, source, size, puffin.ApplyOptions{Zucchini: o.innerZucchini})
 }
 
 // innerZucchini is what a puffin patch may have inside.
-func innerZucchini(out io.Writer, size int64, patch io.Reader, source io.ReaderAt, sourceSize int64) error {
+func (o *Operation) innerZucchini(out io.Writer, size int64, patch io.Reader, source io.ReaderAt, sourceSize int64) error {
 	b, err := io.ReadAll(io.LimitReader(patch, largestPatch+1))
 	if err != nil {
 		return err
 	}
-	old, err := readAll(source, sourceSize)
+	old, err := o.readAll(source, sourceSize)
 	if err != nil {
 		return err
 	}
-	return writeZucchini(out, size, b, old)
+	return o.writeZucchini(out, size, b, old)
 }
 
-func writeZucchini(out io.Writer, size int64, patch, old []byte) error {
+func (o *Operation) writeZucchini(out io.Writer, size int64, patch, old []byte) error {
 	p, err := zucchini.Parse(patch)
 	if err != nil {
 		return err
 	}
-	b, err := p.Apply(old, size)
+	b, err := o.alloc(size)
 	if err != nil {
+		return err
+	}
+	if err := p.ApplyTo(b, old); err != nil {
 		return err
 	}
 	_, err = out.Write(b)
@@ -288,7 +334,7 @@ func writeZucchini(out io.Writer, size int64, patch, old []byte) error {
 }
 
 func (o *Operation) zucchini(out *extentWriter) error {
-	blob, err := readAll(o.Blob, o.Blob.Size())
+	blob, err := o.readAll(o.Blob, o.Blob.Size())
 	if err != nil {
 		return err
 	}
@@ -297,15 +343,15 @@ func (o *Operation) zucchini(out *extentWriter) error {
 		return err
 	}
 	r := o.source()
-	old, err := readAll(r, r.size)
+	old, err := o.readAll(r, r.size)
 	if err != nil {
 		return err
 	}
-	return writeZucchini(out, out.size, patch, old)
+	return o.writeZucchini(out, out.size, patch, old)
 }
 
 func (o *Operation) lz4diff(out *extentWriter) error {
-	blob, err := readAll(o.Blob, o.Blob.Size())
+	blob, err := o.readAll(o.Blob, o.Blob.Size())
 	if err != nil {
 		return err
 	}
@@ -314,11 +360,11 @@ func (o *Operation) lz4diff(out *extentWriter) error {
 		return err
 	}
 	r := o.source()
-	old, err := readAll(r, r.size)
+	old, err := o.readAll(r, r.size)
 	if err != nil {
 		return err
 	}
-	b, err := p.Apply(old, out.size, lz4diff.Options{BSDiff: inMemory(applyBsdiff), PuffDiff: inMemory(applyPuffdiff)})
+	b, err := p.Apply(old, out.size, lz4diff.Options{BSDiff: o.inMemory(applyBsdiff), PuffDiff: o.inMemory(o.puffdiff), Alloc: o.alloc})
 	if err != nil {
 		return err
 	}
@@ -327,30 +373,47 @@ func (o *Operation) lz4diff(out *extentWriter) error {
 }
 
 // inMemory makes a function for lz4diff of one for streams.
-func inMemory(apply func(io.Writer, *io.SectionReader, io.ReaderAt, int64) error) lz4diff.Apply {
+func (o *Operation) inMemory(apply func(io.Writer, *io.SectionReader, io.ReaderAt, int64) error) lz4diff.Apply {
 	return func(source, patch []byte, size int64) ([]byte, error) {
-		out := &limited{left: size}
-		err := apply(out, io.NewSectionReader(bytes.NewReader(patch), 0, int64(len(patch))), bytes.NewReader(source), int64(len(source)))
-		return out.Bytes(), err
+		b, err := o.alloc(size)
+		if err != nil {
+			return nil, err
+		}
+		out := &limited{b: b}
+		err = apply(out, io.NewSectionReader(bytes.NewReader(patch), 0, int64(len(patch))), bytes.NewReader(source), int64(len(source)))
+		return b[:out.n], err
 	}
 }
 
 // limited is a buffer that does not become longer than it may.
 type limited struct {
-	bytes.Buffer
-	left int64
+	b []byte
+	n int
 }
 
 func (l *limited) Write(p []byte) (int, error) {
-	if int64(len(p)) > l.left {
-		return 0, fmt.Errorf("%w: expected %d bytes less", ErrOutput, int64(len(p))-l.left)
+	if left := len(l.b) - l.n; len(p) > left {
+		return 0, fmt.Errorf("%w: expected %d bytes less", ErrOutput, len(p)-left)
 	}
-	l.left -= int64(len(p))
-	return l.Buffer.Write(p)
+	l.n += copy(l.b[l.n:], p)
+	return len(p), nil
 }
 
-func readAll(r io.ReaderAt, size int64) ([]byte, error) {
-	b := make([]byte, size)
+// alloc is memory of the operation while it runs. That there is none is no fault of
+// the blob's.
+func (o *Operation) alloc(n int64) ([]byte, error) {
+	b, err := o.arena.alloc(n)
+	if err != nil {
+		return nil, &ioError{err}
+	}
+	return b, nil
+}
+
+func (o *Operation) readAll(r io.ReaderAt, size int64) ([]byte, error) {
+	b, err := o.alloc(size)
+	if err != nil {
+		return nil, err
+	}
 	n, err := r.ReadAt(b, 0)
 	if n == len(b) {
 		err = nil

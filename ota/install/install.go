@@ -42,8 +42,10 @@ type Options struct {
 	Policy verify.Policy
 	// Restart forgets another payload that was being installed.
 	Restart bool
-	// Workers, LabelEvery and Stream are as in package apply.
+	// Workers, Memory, LabelEvery and Stream are as in package apply. Stream.Spool
+	// is also where operations spill that need more than Memory.
 	Workers    int
+	Memory     int64
 	LabelEvery time.Duration
 	Stream     apply.StreamOptions
 	// OnPartition, if not nil, is told of each partition that begins, with how
@@ -321,7 +323,7 @@ func (r *run) intoCow(ctx context.Context, p *pb.PartitionUpdate, place Partitio
 	defer d.Close()
 	r.tell(p.GetPartitionName(), "")
 	return apply.Cow(ctx, apply.CowOptions{Metadata: r.m, Partition: p, Blobs: r.data(ctx), Old: old, Cow: d, Resume: true,
-		Form: r.o.Config.form(), Workers: r.o.Workers, LabelEvery: r.o.LabelEvery,
+		Form: r.o.Config.form(), Workers: r.o.Workers, Memory: r.o.Memory, Spool: r.o.Stream.Spool, LabelEvery: r.o.LabelEvery,
 		OnLabel: func(next int) error {
 			if sum := r.follow.before(p, next); sum != nil {
 				return r.save(sum, nil)
@@ -343,7 +345,7 @@ func (r *run) direct(ctx context.Context, p *pb.PartitionUpdate, place Partition
 	}
 	defer d.Close()
 	r.tell(p.GetPartitionName(), "")
-	return apply.Direct(ctx, apply.DirectOptions{Metadata: r.m, Partition: p, Blobs: r.data(ctx), Old: old, New: d, Workers: r.o.Workers,
+	return apply.Direct(ctx, apply.DirectOptions{Metadata: r.m, Partition: p, Blobs: r.data(ctx), Old: old, New: d, Workers: r.o.Workers, Memory: r.o.Memory, Spool: r.o.Stream.Spool,
 		OnProgress: func(done, _ int64) { r.report(done) }})
 }
 
