@@ -35,6 +35,65 @@ type payloadFacts struct {
 	Unit          uint64           `json:"compression_factor,omitempty"`
 	Groups        []groupFacts     `json:"groups,omitempty"`
 	Partitions    []partitionFacts `json:"partitions"`
+	Package       *packageFacts    `json:"package,omitempty"`
+}
+
+// packageFacts are what a zip says of itself.
+type packageFacts struct {
+	Type          string         `json:"type"`
+	Devices       []string       `json:"devices,omitempty"`
+	FromBuilds    []string       `json:"from_builds,omitempty"`
+	ToBuilds      []string       `json:"to_builds,omitempty"`
+	Timestamp     int64          `json:"timestamp,omitempty"`
+	SecurityPatch string         `json:"security_patch_level,omitempty"`
+	Wipe          bool           `json:"wipe,omitempty"`
+	Downgrade     bool           `json:"downgrade,omitempty"`
+	CareBlocks    map[string]int `json:"care_map_blocks,omitempty"`
+}
+
+func packageOf(z *payload.Package) *packageFacts {
+	if z == nil || z.Metadata == nil && z.CareMap == nil {
+		return nil
+	}
+	m := z.Metadata
+	pre, post := m.GetPrecondition(), m.GetPostcondition()
+	f := &packageFacts{Type: m.GetType().String(), Devices: pre.GetDevice(), FromBuilds: pre.GetBuild(), ToBuilds: post.GetBuild(),
+		Timestamp: post.GetTimestamp(), SecurityPatch: post.GetSecurityPatchLevel(), Wipe: m.GetWipe(), Downgrade: m.GetDowngrade() || m.GetSplDowngrade()}
+	care, _ := payload.ParseCareMap(z.CareMap) // it has been parsed when the zip was opened
+	for _, p := range care {
+		if f.CareBlocks == nil {
+			f.CareBlocks = map[string]int{}
+		}
+		for _, r := range p.Ranges {
+			f.CareBlocks[p.Name] += int(r.End - r.Start)
+		}
+	}
+	return f
+}
+
+func (f *packageFacts) print(row func(name, format string, args ...any)) {
+	if f == nil {
+		return
+	}
+	kind := f.Type
+	if f.Wipe {
+		kind += ", wipes the user's data"
+	}
+	if f.Downgrade {
+		kind += ", a downgrade"
+	}
+	row("package", "%s", kind)
+	for _, line := range []struct {
+		name   string
+		values []string
+	}{{"  devices", f.Devices}, {"  from", f.FromBuilds}, {"  to", f.ToBuilds}} {
+		if len(line.values) > 0 {
+			row(line.name, "%s", strings.Join(line.values, " "))
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(f.CareBlocks)) {
+		row("  care map", "%s, %d blocks", name, f.CareBlocks[name])
+	}
 }
 
 type groupFacts struct {
@@ -64,8 +123,8 @@ func payloadInfoCommand(c *common) *cobra.Command {
 		Use:   "info [--partition PATTERNS] PAYLOAD",
 		Short: "Tell what is in a payload",
 		Long: `Prints the versions, sizes and signatures, and for each partition its sizes and how
-many operations of each type make it. Nothing but the metadata is read, and no
-signature is verified.`,
+many operations of each type make it; of an OTA zip also what it says that it is for.
+Nothing but the metadata is read, and no signature is verified.`,
 		Example: `  cowtool payload info payload.bin
   cowtool payload info --json ota.zip | jq '.partitions[].name'`,
 		RunE: func(cmd *cobra.Command, args []string) error { return p.info(p.output(cmd), args[0]) },
@@ -95,6 +154,7 @@ func (o *openPayload) facts(name string) *payloadFacts {
 	f := &payloadFacts{Event: "result", File: name, Size: o.File.Size(), MetadataSize: o.Metadata.Size(), Minor: m.GetMinorVersion(),
 		Delta: o.IsDelta(), Partial: m.GetPartialUpdate(), BlockSize: m.GetBlockSize(), Timestamp: m.GetMaxTimestamp(),
 		SecurityPatch: m.GetSecurityPatchLevel()}
+	f.Package = packageOf(o.File.Package)
 	for _, s := range o.Signatures {
 		f.Signatures = append(f.Signatures, s.Size)
 	}
@@ -135,6 +195,7 @@ func (f *payloadFacts) print(out cli.Output) error {
 		kind = "partial " + kind
 	}
 	row("file", "%s, %s", f.File, amount(f.Size))
+	f.Package.print(row)
 	row("kind", "%s, minor version %d, blocks of %d bytes", kind, f.Minor, f.BlockSize)
 	row("metadata", "%s, %s", amount(f.MetadataSize), signaturesText(f.Signatures))
 	if f.Timestamp != 0 || f.SecurityPatch != "" {

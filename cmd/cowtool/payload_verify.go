@@ -111,7 +111,9 @@ func (v *payloadVerify) readKeys() error {
 }
 
 func (v *payloadVerify) readProperties(f *install.File) error {
-	v.policy.Properties = f.Properties
+	if f.Package != nil {
+		v.policy.Properties = f.Package.Properties
+	}
 	if v.properties == "" {
 		return nil
 	}

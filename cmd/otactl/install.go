@@ -128,59 +128,61 @@ func (i *installation) runWith(cmd *cobra.Command, out cli.Output, name string, 
 		return err
 	}
 	policy.AllowUnsigned, policy.AllowDowngrade, policy.AllowSPLDowngrade = i.unsigned, i.downgrade, i.patchDown
-	source, done, err := i.open(cmd, name, policy)
+	o := install.Options{Config: config, Restart: i.restart, Workers: i.workers, Memory: int64(i.memory), Stream: apply.StreamOptions{Spool: i.spool}}
+	source, zip, done, err := i.open(cmd, name)
 	if err != nil {
 		return err
 	}
 	defer done()
-	return i.install(cmd.Context(), out, run, install.Options{Config: config, Source: source, Policy: *policy, Restart: i.restart, Workers: i.workers,
-		Memory: int64(i.memory), Stream: apply.StreamOptions{Spool: i.spool}}, name)
+	if zip != nil {
+		policy.Properties, policy.Package, o.CareMap = zip.Properties, zip.Metadata, zip.CareMap
+	}
+	o.Source, o.Policy = source, *policy
+	return i.install(cmd.Context(), out, run, o, name)
 }
 
-// open also takes over what the zip says of the payload in it.
-func (i *installation) open(cmd *cobra.Command, name string, policy *verify.Policy) (install.Source, func(), error) {
+// open also gives the zip that the payload is in, or nil.
+func (i *installation) open(cmd *cobra.Command, name string) (install.Source, *payload.Package, func(), error) {
 	if name == "-" {
-		return &install.Once{R: cmd.InOrStdin()}, func() {}, nil
+		return &install.Once{R: cmd.InOrStdin()}, nil, func() {}, nil
 	}
 	if strings.HasPrefix(name, "http://") || strings.HasPrefix(name, "https://") {
-		return i.openURL(cmd.Context(), name, policy)
+		return i.openURL(cmd.Context(), name)
 	}
 	f, err := install.OpenFile(name, i.folder())
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
-	policy.Properties = f.Properties
-	return f, func() { _ = f.Close() }, nil
+	return f, f.Package, func() { _ = f.Close() }, nil
 }
 
 // openURL also finds the payload in a zip there, by a few requests for its directory.
-func (i *installation) openURL(ctx context.Context, address string, policy *verify.Policy) (install.Source, func(), error) {
+func (i *installation) openURL(ctx context.Context, address string) (install.Source, *payload.Package, func(), error) {
 	s, err := fetch.Open(ctx, address, fetch.Options{})
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	done := func() { _ = s.Close() }
 	r, err := s.From(ctx, 0)
 	if err != nil {
 		done()
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	defer r.Close()
 	var first [4]byte
 	if _, err := io.ReadFull(r, first[:]); err != nil {
 		done()
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	if !payload.IsZip(first[:]) {
-		return s, done, nil
+		return s, nil, done, nil
 	}
 	in, err := payload.InZip(s, s.Size(), i.folder())
 	if err != nil {
 		done()
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
-	policy.Properties = in.Properties
-	return &install.Part{Of: s, Range: in.Payload}, done, nil
+	return &install.Part{Of: s, Range: in.Payload}, in, done, nil
 }
 
 func (i *installation) folder() string {

@@ -137,7 +137,9 @@ func (r *remote) markCommand() *cobra.Command {
 		Long: `Ends the trial of the running slot. Until then the boot loader counts its boots and
 falls back to the other slot when none is left. Call it after every boot, when all
 that matters has come up. With --verify a system that is an update, and not merged,
-is read as a whole first (see otactl verify), and left on trial if it is not right.`,
+is read as a whole first (see otactl verify), and left on trial if it is not right.
+Without, what the care map of the update's package names is read, if it had one: what
+dm-verity finds bad leaves the system on trial.`,
 		Example: `  otactl mark-successful && otactl merge --wait`,
 		Args:    cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -149,14 +151,16 @@ is read as a whole first (see otactl verify), and left on trial if it is not rig
 }
 
 func mark(ctx context.Context, d *update.Device, verify bool) error {
-	if verify {
-		s, err := d.Status()
-		if err == nil && s.State == snapshotpb.UpdateState_Unverified {
-			_, err = d.Verify(ctx)
-		}
-		if err != nil {
-			return err
-		}
+	s, err := d.Status()
+	switch {
+	case err != nil:
+	case !verify:
+		_, err = d.ReadCareMap(ctx)
+	case s.State == snapshotpb.UpdateState_Unverified:
+		_, err = d.Verify(ctx)
+	}
+	if err != nil {
+		return err
 	}
 	return d.Slots.MarkSuccessful()
 }

@@ -19,6 +19,8 @@ var (
 	ErrProperties = errors.New("malformed payload properties")
 	// ErrCareMap: a care map is not one.
 	ErrCareMap = errors.New("malformed care map")
+	// ErrPackage: what a package says of itself is malformed.
+	ErrPackage = errors.New("malformed package metadata")
 	// ErrZip: a zip file that is no OTA package, or not one to be streamed.
 	ErrZip = errors.New("not an OTA package")
 )

@@ -366,6 +366,87 @@ func makeZip(t testing.TB, method uint16, names ...string) []byte {
 	return b.Bytes()
 }
 
+// What a zip says of itself is taken from the message, or else the text; both forms
+// mean the same.
+func TestPackageMetadata(t *testing.T) {
+	m := &pb.OtaMetadata{Type: pb.OtaMetadata_AB, Wipe: true, SplDowngrade: true, RequiredCache: 7, PropertyFiles: map[string]string{"ota-property-files": "a:1:2"},
+		Precondition:  &pb.DeviceState{Device: []string{"one", "two"}, Build: []string{"x/1"}, BuildIncremental: "1"},
+		Postcondition: &pb.DeviceState{Build: []string{"x/2"}, BuildIncremental: "2", Timestamp: 99, SdkLevel: "36", SecurityPatchLevel: "2026-01-01"}}
+	text := AppendMetadataText(nil, m)
+	for _, want := range []string{"ota-type=AB\n", "ota-wipe=yes\n", "pre-device=one|two\n", "post-timestamp=99\n", "ota-property-files=a:1:2\n"} {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("expected %q, found %q", want, text)
+		}
+	}
+	got, err := ParseMetadataText(text)
+	m.PropertyFiles = nil // keys that are not known are passed over
+	if err != nil || !proto.Equal(got, m) {
+		t.Errorf("expected %v, found %v, %v", m, got, err)
+	}
+	message, err := proto.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	care, err := proto.Marshal(&pb.CareMap{Partitions: []*pb.CareMap_PartitionInfo{{Name: "system", Ranges: "2,0,5"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := AppendMetadataText(nil, &pb.OtaMetadata{Type: pb.OtaMetadata_BLOCK})
+	for what, c := range map[string]struct {
+		entries map[string][]byte
+		want    *pb.OtaMetadata
+		care    []byte
+		err     error
+	}{
+		"neither":        {},
+		"text":           {entries: map[string][]byte{MetadataTextName: text}, want: m},
+		"message":        {entries: map[string][]byte{MetadataName: message, MetadataTextName: other}, want: m},
+		"care map":       {entries: map[string][]byte{CareMapName: care}, care: care},
+		"bad text":       {entries: map[string][]byte{MetadataTextName: []byte("ota-type")}, err: ErrPackage},
+		"bad number":     {entries: map[string][]byte{MetadataTextName: []byte("post-timestamp=x")}, err: ErrPackage},
+		"bad message":    {entries: map[string][]byte{MetadataName: {0x0a, 0xff}}, err: ErrPackage},
+		"bad care map":   {entries: map[string][]byte{CareMapName: {0x0a, 0xff}}, err: ErrCareMap},
+		"large care map": {entries: map[string][]byte{CareMapName: make([]byte, maxEntry+1)}, err: ErrZip},
+	} {
+		t.Run(what, func(t *testing.T) {
+			b := zipWith(t, c.entries)
+			p, err := InZip(bytes.NewReader(b), int64(len(b)), "")
+			if c.err != nil || err != nil {
+				if !errors.Is(err, c.err) {
+					t.Errorf("expected %v, found %v", c.err, err)
+				}
+				return
+			}
+			if (p.Metadata == nil) != (c.want == nil) || !proto.Equal(p.Metadata, c.want) || !bytes.Equal(p.CareMap, c.care) {
+				t.Errorf("expected %v and %x, found %v and %x", c.want, c.care, p.Metadata, p.CareMap)
+			}
+		})
+	}
+}
+
+// zipWith is an OTA zip with more entries.
+func zipWith(t *testing.T, entries map[string][]byte) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	z := zip.NewWriter(&b)
+	w, err := z.CreateHeader(&zip.FileHeader{Name: EntryName})
+	if err == nil {
+		_, err = w.Write(make([]byte, 30))
+	}
+	for name, data := range entries {
+		if err == nil {
+			w, err = z.Create(name)
+		}
+		if err == nil {
+			_, err = w.Write(data)
+		}
+	}
+	if err = errors.Join(err, z.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
 func TestInZip(t *testing.T) {
 	b := makeZip(t, zip.Store, "other", EntryName, PropertiesName, "secondary/"+EntryName)
 	for _, prefix := range []string{"", "secondary/"} {

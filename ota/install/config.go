@@ -44,6 +44,8 @@ type Device struct {
 	Timestamp          int64             `json:"timestamp,omitempty"` // of the build, seconds
 	Versions           map[string]string `json:"versions,omitempty"`  // of partitions
 	SecurityPatchLevel string            `json:"security_patch_level,omitempty"`
+	Name               string            `json:"name,omitempty"`  // as packages have it
+	Build              string            `json:"build,omitempty"` // fingerprint
 }
 
 // Partition says where one goes: a COW, or the other slot's partition.
@@ -88,7 +90,7 @@ func ParseConfig(b []byte, dir string) (*Config, error) {
 
 // Policy is what the configuration says of payloads that may be installed.
 func (c *Config) Policy() (*verify.Policy, error) {
-	p := &verify.Policy{Device: verify.Device{BuildTime: c.Device.Timestamp, Versions: c.Device.Versions, SecurityPatch: c.Device.SecurityPatchLevel}}
+	p := &verify.Policy{Device: verify.Device{Name: c.Device.Name, Build: c.Device.Build, BuildTime: c.Device.Timestamp, Versions: c.Device.Versions, SecurityPatch: c.Device.SecurityPatchLevel}}
 	if c.Keys == "" {
 		return p, nil
 	}

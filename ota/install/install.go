@@ -40,6 +40,9 @@ type Options struct {
 	// Policy is what the payload has to be. Nothing is written of one that is
 	// refused.
 	Policy verify.Policy
+	// CareMap is a file with what of the new system is to be read after its first
+	// boot (see payload.ParseCareMap); nil: none. It is not looked at here.
+	CareMap []byte
 	// Restart forgets another payload that was being installed.
 	Restart bool
 	// Workers, Memory, LabelEvery and Stream are as in package apply. Stream.Spool

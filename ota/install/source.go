@@ -13,10 +13,10 @@ import (
 // File is a payload in a file, or in an OTA zip.
 type File struct {
 	*io.SectionReader
-	// Properties are those in the zip; nil: none.
-	Properties *payload.Properties
-	f          *os.File
-	zip        int64 // size; 0: it is none
+	// Package is the zip that it is in; nil: none.
+	Package *payload.Package
+	f       *os.File
+	zip     int64 // size; 0: it is none
 }
 
 // OpenFile opens a payload or an OTA zip. The zip's other payload, for the slot that
@@ -51,7 +51,7 @@ func (s *File) locate(folder string) error {
 		return err
 	}
 	s.zip = size
-	s.SectionReader, s.Properties = io.NewSectionReader(s.f, in.Payload.Offset, in.Payload.Size), in.Properties
+	s.SectionReader, s.Package = io.NewSectionReader(s.f, in.Payload.Offset, in.Payload.Size), in
 	return nil
 }
 

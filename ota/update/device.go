@@ -107,6 +107,9 @@ func (d *Device) Install(ctx context.Context, o install.Options) (err error) {
 	if err = install.Run(ctx, o); err != nil {
 		return errors.Join(err, d.Release(context.WithoutCancel(ctx)))
 	}
+	if err := d.keepCareMap(o.CareMap); err != nil {
+		return err
+	}
 	return d.Finish(ctx, wipes(o.Policy.Properties))
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -13,6 +14,7 @@ import (
 
 	"cowbird/cow"
 	"cowbird/formats/bootctl"
+	"cowbird/formats/lpmeta"
 	"cowbird/formats/payload/pb"
 	"cowbird/formats/snapshotpb"
 	"google.golang.org/protobuf/proto"
@@ -123,11 +125,13 @@ type update struct {
 	parts    map[string]part
 	cows     map[string][]byte
 	manifest *pb.DeltaArchiveManifest
+	care     []byte
 }
 
 func newUpdate(t testing.TB, parts map[string]part) *update {
 	u := &update{parts: parts, cows: deltas(t, parts)}
 	u.manifest = manifest(parts, u.cows)
+	u.care = careMap(t, "system", "2,0,2")
 	return u
 }
 
@@ -158,11 +162,22 @@ func (u *update) install(w *world) error {
 			return err
 		}
 	}
+	if err := w.m.keepCareMap(u.care); err != nil {
+		return err
+	}
 	return w.m.Finish(ctx, false)
+}
+
+// readCare is what happens before the new system is marked as successful.
+func readCare(w *world) (int64, error) {
+	return w.m.readCareMap(ctx, func(name string) (io.ReaderAt, error) { return w.open("/dev/mapper/" + name + lpmeta.SuffixOf(w.slot)) })
 }
 
 // merge does what the new system does.
 func merge(w *world) (snapshotpb.UpdateState, error) {
+	if _, err := readCare(w); err != nil {
+		return none, err
+	}
 	if err := w.m.Slots.MarkSuccessful(); err != nil {
 		return none, err
 	}

@@ -137,11 +137,8 @@ func (v *verifier) load(partition string) (io.ReaderAt, int64, error) {
 		return nil, 0, err
 	}
 	if !mapped {
-		if path = v.d.config.static(partition, current); path == "" {
-			return nil, 0, fmt.Errorf("%s is not mapped, and the configuration has no static partitions", partition+current)
-		}
-		if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) { // one for both slots
-			path = filepath.Join(filepath.Dir(path), partition)
+		if path, err = v.d.staticDevice(partition, current); err != nil {
+			return nil, 0, err
 		}
 	}
 	f, err := cow.OpenDevice(path, false)
@@ -172,6 +169,18 @@ func (v *verifier) partition(name string, descriptor vbmeta.Descriptor) (one Ver
 		one.Error = err.Error()
 	}
 	return one, true
+}
+
+// staticDevice is where a partition of a slot is that is not mapped.
+func (d *Device) staticDevice(partition, suffix string) (string, error) {
+	path := d.config.static(partition, suffix)
+	if path == "" {
+		return "", fmt.Errorf("%s is not mapped, and the configuration has no static partitions", partition+suffix)
+	}
+	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) { // one for both slots
+		path = filepath.Join(filepath.Dir(path), partition)
+	}
+	return path, nil
 }
 
 func (v *verifier) tree(one *Verified, name string, d *vbmeta.Hashtree) error {

@@ -19,6 +19,9 @@ const leastMinor = 2
 // and checks it in the client's order: nothing is parsed that is not signed. size
 // is that of the payload in bytes, or 0 if it is not known.
 func Read(r io.Reader, size int64, p Policy) (*payload.Metadata, error) {
+	if err := p.checkPackage(); err != nil {
+		return nil, err
+	}
 	size, err := p.fileSize(size)
 	if err != nil {
 		return nil, err
@@ -220,22 +223,27 @@ func checkPartitionAge(u *pb.PartitionUpdate, partial bool, d Device) error {
 }
 
 // olderSPL compares as the client does, by characters.
-func olderSPL(m *payload.Metadata, p Policy) bool {
-	found := m.Manifest.GetSecurityPatchLevel()
+func (p Policy) olderSPL(found string) bool {
 	return found != "" && found < p.Device.SecurityPatch && !p.AllowSPLDowngrade
 }
 
 func checkSPL(m *payload.Metadata, p Policy) error {
-	if p.Device.Unlocked || !olderSPL(m, p) {
+	return p.checkPatchLevel("security patch level", m.Manifest.GetSecurityPatchLevel())
+}
+
+func (p Policy) checkPatchLevel(what, found string) error {
+	if p.Device.Unlocked || !p.olderSPL(found) {
 		return nil
 	}
 	return refuse(PayloadTimestampError, "get a newer update: a locked device does not start an older one",
-		"security patch level: expected %s or later, found %s", p.Device.SecurityPatch, m.Manifest.GetSecurityPatchLevel())
+		"%s: expected %s or later, found %s", what, p.Device.SecurityPatch, found)
 }
 
 // NeedsWipe tells whether the device's data has to be wiped if this update, which
 // is acceptable, is installed: the new system could not or should not read it.
-func NeedsWipe(m *payload.Metadata, p Policy) bool { return p.Device.Unlocked && olderSPL(m, p) }
+func NeedsWipe(m *payload.Metadata, p Policy) bool {
+	return p.Device.Unlocked && p.olderSPL(m.Manifest.GetSecurityPatchLevel())
+}
 
 func checkInfo(m *payload.Metadata, _ Policy) error {
 	for _, u := range m.Manifest.GetPartitions() {

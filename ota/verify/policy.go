@@ -1,6 +1,9 @@
 package verify
 
-import "cowbird/formats/payload"
+import (
+	"cowbird/formats/payload"
+	"cowbird/formats/payload/pb"
+)
 
 // Policy is what an update has to be. The zero Policy refuses all, as no key is
 // trusted. It is not changed here and may be used concurrently.
@@ -11,6 +14,9 @@ type Policy struct {
 	// they do not tell is not checked. Their other keys are not looked at, not even
 	// SPL_DOWNGRADE: what they allow is for whoever starts the installation to say.
 	Properties *payload.Properties
+	// Package is what the zip around the payload says that it is for; nil: nothing.
+	// As Properties, it refuses and allows nothing.
+	Package *pb.OtaMetadata
 	// Device is what the update comes to.
 	Device Device
 	// Kind is what the update must be.
@@ -44,6 +50,10 @@ func (k Kind) String() string { return [...]string{"any", "full", "delta"}[k] }
 // Device is what is known of a device. Facts that are not known are zero values,
 // and nothing is checked against them.
 type Device struct {
+	// Name is the product's, which packages name as the device that they are for.
+	Name string
+	// Build is the fingerprint of the running system.
+	Build string
 	// BuildTime is when the running system was built, in seconds since 1970.
 	BuildTime int64
 	// Versions are the partitions' own, decimal and in seconds since 1970 too.

@@ -3,4 +3,4 @@
 // the protobuf module in go.mod.
 package pb
 
-//go:generate protoc --go_out=. --go_opt=paths=source_relative update_metadata.proto care_map.proto
+//go:generate protoc --go_out=. --go_opt=paths=source_relative update_metadata.proto care_map.proto ota_metadata.proto
