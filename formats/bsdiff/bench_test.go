@@ -10,7 +10,7 @@ import (
 	"sync"
 	"testing"
 
-	"cowbird/tools/fixture"
+	"cowbird/tools/fixture/payloadops"
 )
 
 // similar is a source and a target of n bytes that look like two builds of one
@@ -117,7 +117,7 @@ func BenchmarkCreate(b *testing.B) {
 }
 
 func BenchmarkSuffixes(b *testing.B) {
-	for name, image := range fixture.DeltaImages(b) {
+	for name, image := range payloadops.Images(b) {
 		if len(image) < 8<<20 {
 			continue
 		}

@@ -4,7 +4,7 @@ import (
 	"slices"
 	"testing"
 
-	"cowbird/tools/fixture"
+	"cowbird/tools/fixture/payloadops"
 )
 
 // Every patch of Android's own generator makes the target, whose checksum is
@@ -12,22 +12,19 @@ import (
 // of package puffin.
 func TestFixtures(t *testing.T) {
 	patches := 0
-	for _, p := range fixture.Deltas(t) {
-		has := func(types ...int) bool {
-			return slices.ContainsFunc(p.Ops, func(o fixture.DeltaOp) bool { return slices.Contains(types, o.Type) })
-		}
-		if has(fixture.OpPuffdiff) || !has(fixture.OpSourceBsdiff, fixture.OpBrotliBsdiff) {
+	for _, p := range payloadops.All(t, payloadops.SourceBSDiff, payloadops.BrotliBSDiff) {
+		if slices.ContainsFunc(p.Ops, func(o payloadops.Op) bool { return o.Type == payloadops.PuffDiff }) {
 			continue
 		}
 		here := 0
-		checked := p.Check(t, func(o *fixture.DeltaOp) []byte {
-			if o.Type != fixture.OpSourceBsdiff && o.Type != fixture.OpBrotliBsdiff {
+		checked := p.Check(t, func(o *payloadops.Op) []byte {
+			if o.Type != payloadops.SourceBSDiff && o.Type != payloadops.BrotliBSDiff {
 				return nil
 			}
 			here++
-			b, err := apply(o.Data, o.Source)
+			b, err := apply(o.Blob, o.Source)
 			if err != nil {
-				t.Errorf("%s: %v", p.Name, err)
+				t.Errorf("%s/%s: %v", p.Payload, p.Name, err)
 			}
 			return b
 		})

@@ -2,8 +2,6 @@ package lz4diff_test
 
 import (
 	"bytes"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"testing"
 
@@ -23,30 +21,17 @@ func TestFixtures(t *testing.T) {
 }
 
 func applyAll(t *testing.T, p *payloadops.Partition) {
-	image, whole := make([]byte, p.Size), true
-	for i := range p.Ops {
-		o := &p.Ops[i]
-		var out []byte
-		var err error
-		switch o.Type {
-		case payloadops.LZ4DiffBSDiff, payloadops.LZ4DiffPuff:
-			out, err = applyOp(t, o)
-		default:
-			out, err = o.Plain()
+	compared := p.Check(t, func(o *payloadops.Op) []byte {
+		if o.Type != payloadops.LZ4DiffBSDiff && o.Type != payloadops.LZ4DiffPuff {
+			return nil
 		}
-		if errors.Is(err, payloadops.ErrNoTool) || errors.Is(err, lz4diff.ErrUnsupported) {
-			whole = false
-			continue
+		out, err := applyOp(t, o)
+		if err != nil && !errors.Is(err, lz4diff.ErrUnsupported) {
+			t.Error(err)
 		}
-		if err != nil {
-			t.Fatalf("op %d of type %d: %v", i, o.Type, err)
-		}
-		o.Put(image, out)
-	}
-	if sum := sha256.Sum256(image); whole && hex.EncodeToString(sum[:]) != p.SHA256 {
-		t.Fatalf("target: expected SHA-256 %s, found %x", p.SHA256, sum)
-	}
-	if !whole {
+		return out
+	})
+	if !compared {
 		t.Log("target not compared: some operations are not done here")
 	}
 }

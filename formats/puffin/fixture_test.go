@@ -8,7 +8,7 @@ import (
 	"testing"
 
 	"cowbird/formats/bsdiff"
-	"cowbird/tools/fixture"
+	"cowbird/tools/fixture/payloadops"
 )
 
 func apply(patch, source []byte) ([]byte, error) {
@@ -36,36 +36,36 @@ func applyBsdiff(patch, source []byte) ([]byte, error) {
 func TestFixtures(t *testing.T) {
 	patches, bsdiffs, mixed, unchecked := 0, 0, 0, 0
 	results := map[[2][32]byte][]byte{} // payloads share many of their patches
-	for _, p := range fixture.Deltas(t) {
+	for _, p := range payloadops.All(t) {
 		here, bsdiffsHere := 0, 0
-		checked := p.Check(t, func(o *fixture.DeltaOp) (b []byte) {
+		checked := p.Check(t, func(o *payloadops.Op) (b []byte) {
 			f := applyBsdiff
 			switch {
-			case o.Type == fixture.OpSourceBsdiff || o.Type == fixture.OpBrotliBsdiff:
+			case o.Type == payloadops.SourceBSDiff || o.Type == payloadops.BrotliBSDiff:
 				bsdiffsHere++
-				if string(o.Data[:5]) == "BSDF2" && (o.Data[5] != o.Data[6] || o.Data[6] != o.Data[7]) {
+				if string(o.Blob[:5]) == "BSDF2" && (o.Blob[5] != o.Blob[6] || o.Blob[6] != o.Blob[7]) {
 					mixed++
 				}
-			case o.Type == fixture.OpPuffdiff && innerOf(t, o.Data) == Bsdiff:
+			case o.Type == payloadops.PuffDiff && innerOf(t, o.Blob) == Bsdiff:
 				here++
 				f = apply
 			default:
 				return nil
 			}
-			key := [2][32]byte{sha256.Sum256(o.Data), sha256.Sum256(o.Source)}
+			key := [2][32]byte{sha256.Sum256(o.Blob), sha256.Sum256(o.Source)}
 			if b, ok := results[key]; ok {
 				return b
 			}
-			b, err := f(o.Data, o.Source)
+			b, err := f(o.Blob, o.Source)
 			if err != nil {
-				t.Errorf("%s: %v", p.Name, err)
+				t.Errorf("%s/%s: %v", p.Payload, p.Name, err)
 			}
 			results[key] = b
 			return b
 		})
 		if !checked {
 			unchecked += here
-			t.Logf("%s: %d puffin and %d bsdiff patches without a known target", p.Name, here, bsdiffsHere)
+			t.Logf("%s/%s: %d puffin and %d bsdiff patches without a known target", p.Payload, p.Name, here, bsdiffsHere)
 			continue
 		}
 		patches += here
@@ -90,9 +90,9 @@ func innerOf(t *testing.T, patch []byte) Inner {
 // views of source and target between which it belongs.
 func TestFixtureZucchini(t *testing.T) {
 	found := 0
-	for _, p := range fixture.Deltas(t) {
+	for _, p := range payloadops.All(t, payloadops.PuffDiff) {
 		for _, o := range p.Ops {
-			if o.Type != fixture.OpPuffdiff || innerOf(t, o.Data) != Zucchini {
+			if o.Type != payloadops.PuffDiff || innerOf(t, o.Blob) != Zucchini {
 				continue
 			}
 			found++
@@ -104,9 +104,9 @@ func TestFixtureZucchini(t *testing.T) {
 	}
 }
 
-func checkZucchini(t *testing.T, o fixture.DeltaOp) {
+func checkZucchini(t *testing.T, o payloadops.Op) {
 	t.Helper()
-	p, err := Open(bytes.NewReader(o.Data), int64(len(o.Data)))
+	p, err := Open(bytes.NewReader(o.Blob), int64(len(o.Blob)))
 	if err != nil {
 		t.Fatal(err)
 	}
