@@ -18,7 +18,7 @@ var faultEnds = map[string]struct{ verdict, why string }{
 	"TestSkips":         {skip, "on purpose"},
 	"TestFails":         {fail, "exit status 1"},
 	"TestPanics":        {fail, "exit status 2"},
-	"TestExits":         {fail, "exit status 1"}, // go test's own guard
+	"TestExits":         {fail, "exit status 2"}, // go test's own guard
 	"TestHangs":         {fail, "exit status 2"},
 	"TestHangsDeaf":     {fail, "killed after"},
 	"TestLeavesProcess": {pass, ""},

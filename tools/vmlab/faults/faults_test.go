@@ -32,6 +32,7 @@ func TestHangsDeaf(t *testing.T) {
 	if err := unix.Kill(os.Getpid(), unix.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
+	select {} // another thread takes the signal, so that this one may go on for a while
 }
 
 // TestLeavesProcess starts one that outlives it.

@@ -48,7 +48,7 @@ func outcome(j *job.Job, i int) string {
 	if err != nil {
 		return err.Error()
 	}
-	cmd := exec.Command(binary, "-test.run=^"+t.Name+"$", "-test.v", "-test.count=1", "-test.timeout="+t.Timeout.String())
+	cmd := exec.Command(binary, "-test.run=^"+t.Name+"$", "-test.v", "-test.count=1", "-test.paniconexit0", "-test.timeout="+t.Timeout.String())
 	cmd.Dir, cmd.Env = t.Dir, environment(j)
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

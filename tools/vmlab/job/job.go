@@ -57,7 +57,7 @@ type Test struct {
 
 // Grace is how much longer than its timeout a test may take to end: its own
 // timer ends it first, then the guest, then the host ends the guest.
-const Grace = 5 * time.Second
+const Grace = 10 * time.Second
 
 // Marks in the kernel log. Each follows Prefix; those of a test are followed
 // by its number.
