@@ -48,7 +48,8 @@ type Config struct {
 	MaxUnit     int            `json:"max_unit,omitempty"`
 	// Merge says when an update is merged without being asked to.
 	Merge Policy `json:"merge,omitzero"`
-	// VerifiedBoot is for Verify.
+	// VerifiedBoot is for Verify and Boot, and what a new system has to have to be
+	// booted.
 	VerifiedBoot *VerifiedBoot `json:"verified_boot,omitempty"`
 	// Build names the running system, in the state of an update.
 	Build string `json:"build,omitempty"`

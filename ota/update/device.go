@@ -101,10 +101,22 @@ func (d *Device) installConfig() *install.Config {
 // Install installs a payload, or goes on with it, so that the next boot tries the new
 // system. o.Config is not looked at.
 func (d *Device) Install(ctx context.Context, o install.Options) (err error) {
-	o.Prepare = func(m *payload.Metadata) (*install.Config, error) {
-		return d.prepare(ctx, m, o.Restart)
+	var m *payload.Metadata
+	var c *install.Config
+	o.Prepare = func(found *payload.Metadata) (_ *install.Config, err error) {
+		m = found
+		c, err = d.prepare(ctx, m, o.Restart)
+		return c, err
 	}
 	if err = install.Run(ctx, o); err != nil {
+		return errors.Join(err, d.Release(context.WithoutCancel(ctx)))
+	}
+	return d.afterInstall(ctx, o, m, c)
+}
+
+// afterInstall is what comes between the last byte and the boot loader.
+func (d *Device) afterInstall(ctx context.Context, o install.Options, m *payload.Metadata, c *install.Config) error {
+	if err := d.checkNewSystem(m, c, o.Policy.AllowDowngrade); err != nil {
 		return errors.Join(err, d.Release(context.WithoutCancel(ctx)))
 	}
 	if err := d.keepCareMap(o.CareMap); err != nil {

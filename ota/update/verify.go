@@ -1,6 +1,7 @@
 package update
 
 import (
+	"cmp"
 	"context"
 	"crypto/rsa"
 	"crypto/x509"
@@ -87,23 +88,28 @@ func (v *verifier) close() {
 
 // chain gives the descriptors of all metadata, whose signatures are verified.
 func (v *verifier) chain() (map[string][]vbmeta.Descriptor, vbmeta.Flags, error) {
-	c := v.d.config.VerifiedBoot
-	if c == nil {
-		return nil, 0, fmt.Errorf("%w: expected verified_boot, with the key, found none", ErrConfig)
-	}
-	key, err := readKey(c.Key)
+	chain, err := v.d.verifiedChain(v.load)
 	if err != nil {
 		return nil, 0, err
 	}
-	root := c.Root
-	if root == "" {
-		root = vbmeta.RootPartition
-	}
-	chain, err := vbmeta.VerifyChainFrom(v.load, root, key)
-	if err != nil {
-		return nil, 0, fmt.Errorf("metadata of verified boot: %w", err)
-	}
 	return chain.Descriptors, chain.Flags(), nil
+}
+
+// verifiedChain reads a system's metadata of verified boot.
+func (d *Device) verifiedChain(load vbmeta.Loader) (*vbmeta.Chain, error) {
+	c := d.config.VerifiedBoot
+	if c == nil {
+		return nil, fmt.Errorf("%w: expected verified_boot, with the key, found none", ErrConfig)
+	}
+	key, err := readKey(c.Key)
+	if err != nil {
+		return nil, err
+	}
+	chain, err := vbmeta.VerifyChainFrom(load, cmp.Or(c.Root, vbmeta.RootPartition), key)
+	if err != nil {
+		return nil, fmt.Errorf("metadata of verified boot: %w", err)
+	}
+	return chain, nil
 }
 
 func readKey(path string) (*rsa.PublicKey, error) {
