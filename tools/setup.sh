@@ -44,6 +44,7 @@ test) needs="$image_needs
 gcc                     gcc
 /usr/include/stdlib.h   libc6-dev
 bpfmt                   blueprint-tools
+debugfs                 e2fsprogs
 lz4                     lz4
 qemu-img                qemu-utils
 nbdinfo                 libnbd-bin
