@@ -61,16 +61,25 @@ func (a *applier) run(size int64) error {
 			return err
 		}
 		left -= x + y
-		if idle++; x+y > 0 {
-			idle = 0
-		} else if idle > maxIdle {
-			return refuse(ErrCorrupt, "control stream", "data", fmt.Sprintf("%d triples without any", idle))
+		if idle, err = a.idle(idle, x+y); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
 const maxIdle = 1024
+
+// idle counts triples that make nothing.
+func (a *applier) idle(n int, made int64) (int, error) {
+	switch {
+	case made > 0:
+		return 0, nil
+	case n == maxIdle:
+		return n, refuse(ErrCorrupt, "control stream", "data", fmt.Sprintf("%d triples without any", n+1))
+	}
+	return n + 1, nil
+}
 
 // triple reads the next one and checks that it stays in the target, of which
 // left bytes are missing.
