@@ -1,0 +1,186 @@
+package generate
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"runtime"
+
+	"cowbird/cow"
+	"cowbird/formats/payload"
+	"cowbird/formats/payload/pb"
+)
+
+var (
+	// ErrInput: images or options that no payload can be made of.
+	ErrInput = errors.New("no payload can be made of this")
+	// ErrItem: the result of an item is missing, damaged or another item's.
+	ErrItem = errors.New("result of an item")
+	// ErrCheck: the payload does not give the new partition. It is an error here, and
+	// nothing to be released.
+	ErrCheck = errors.New("the payload does not give the new partition")
+)
+
+const (
+	blockSize = 4096
+	// DefaultChunk is how many bytes an operation without file makes at most.
+	DefaultChunk = 2 << 20
+	// DefaultMemory is the limit of what operations hold together while they are made.
+	DefaultMemory = 2 << 30
+	// largestDiff is how long source and target of a diff may be, in bytes; an
+	// operation's blob is held as a whole by those who apply it.
+	largestDiff = 128 << 20
+)
+
+// Effort is how hard the smallest data are looked for.
+type Effort int
+
+const (
+	// Default chooses one compressor for a chunk by a sample of it, and tries each
+	// kind of diff.
+	Default Effort = iota
+	// Fast leaves out what takes long: xz, and diffs that know programs.
+	Fast
+	// Max tries everything on everything.
+	Max
+)
+
+// ParseEffort reads "fast", "default" or "max".
+func ParseEffort(s string) (Effort, error) {
+	for e, name := range efforts {
+		if s == name {
+			return Effort(e), nil
+		}
+	}
+	return 0, fmt.Errorf("effort: expected fast, default or max, found %q", s)
+}
+
+var efforts = [...]string{"default", "fast", "max"}
+
+func (e Effort) String() string { return efforts[e] }
+
+// Partition is one that the payload makes.
+type Partition struct {
+	Name string
+	New  cow.Image
+	Old  *cow.Image // nil: there is none, or it must not matter
+	// Version is the partition's own, seconds since 1970 in decimal; "": none.
+	Version     string
+	Postinstall *Postinstall
+}
+
+// Postinstall is a program of the new partition that the updater runs.
+type Postinstall struct {
+	Path       string // in the partition
+	Filesystem string
+	Optional   bool // its failure is none of the update
+}
+
+// Options say what payload to make.
+type Options struct {
+	Partitions []Partition
+	// Minor version of a delta, 3 to payload.MostMinor: which types of operations the
+	// devices know. 0 is the highest. Without old partitions the payload is a full one.
+	Minor uint32
+	// Chunk is how many bytes an operation makes at most that is not a file's; 0 means
+	// DefaultChunk.
+	Chunk  int64
+	Effort Effort
+	// Zstd allows operations of the type REPLACE_ZSTD, which no Android knows.
+	Zstd bool
+	// Timestamp of the new build, seconds since 1970, and its security patch level.
+	Timestamp     int64
+	SecurityPatch string
+	// Partial: partitions that are not named stay as they are.
+	Partial bool
+	// Dynamic says which partitions are in super, and what snapshots devices make.
+	Dynamic *pb.DynamicPartitionMetadata
+
+	// Workers is how many operations are made at a time; 0 means one a processor. The
+	// payload does not depend on it.
+	Workers int
+	// Memory is how many bytes they may hold together; 0 means DefaultMemory. One that
+	// takes more is made alone.
+	Memory int64
+	// Spool is a folder for files that last as long as the call; "" is that of
+	// temporary files.
+	Spool string
+	// OnProgress, unless nil, is called with bytes of new partitions, by one
+	// goroutine at a time.
+	OnProgress func(done, total int64)
+}
+
+// isDelta tells whether any partition has an old one.
+func (o *Options) isDelta() bool {
+	for _, p := range o.Partitions {
+		if p.Old != nil {
+			return true
+		}
+	}
+	return o.Partial
+}
+
+// check fills in defaults.
+func (o *Options) check() error {
+	switch {
+	case len(o.Partitions) == 0:
+		return fmt.Errorf("%w: expected partitions, found none", ErrInput)
+	case !o.isDelta():
+		if o.Minor != 0 {
+			return fmt.Errorf("%w: expected old partitions for minor version %d, found none", ErrInput, o.Minor)
+		}
+	case o.Minor == 0:
+		o.Minor = payload.MostMinor
+	case o.Minor < 3 || o.Minor > payload.MostMinor:
+		return fmt.Errorf("%w: expected a minor version from 3 to %d, found %d", ErrInput, payload.MostMinor, o.Minor)
+	}
+	if o.Partial && o.Minor < 7 {
+		return fmt.Errorf("%w: expected a minor version from 7 on for a partial update, found %d", ErrInput, o.Minor)
+	}
+	o.Chunk = cmp.Or(o.Chunk, DefaultChunk)
+	if o.Chunk < blockSize || o.Chunk%blockSize != 0 || o.Chunk > largestDiff {
+		return fmt.Errorf("%w: expected chunks of whole blocks of %d bytes, at most %d, found %d", ErrInput, blockSize, largestDiff, o.Chunk)
+	}
+	o.Workers = cmp.Or(o.Workers, runtime.GOMAXPROCS(0))
+	o.Memory = cmp.Or(o.Memory, DefaultMemory)
+	return o.checkPartitions()
+}
+
+func (o *Options) checkPartitions() error {
+	names := map[string]bool{}
+	for _, p := range o.Partitions {
+		if p.Name == "" || names[p.Name] {
+			return fmt.Errorf("%w: expected each partition's name once, found %q again", ErrInput, p.Name)
+		}
+		names[p.Name] = true
+		if p.New.Size == 0 || p.New.Size%blockSize != 0 {
+			return fmt.Errorf("%w: partition %s: expected whole blocks of %d bytes, found %d bytes", ErrInput, p.Name, blockSize, p.New.Size)
+		}
+		if p.Old != nil && p.Old.Size%blockSize != 0 {
+			return fmt.Errorf("%w: partition %s: expected an old partition of whole blocks of %d bytes, found %d bytes", ErrInput, p.Name, blockSize, p.Old.Size)
+		}
+	}
+	for _, g := range o.Dynamic.GetGroups() {
+		for _, name := range g.GetPartitionNames() {
+			if !names[name] && !o.Partial {
+				return fmt.Errorf("%w: group %s: expected its partition %s among the images, found none", ErrInput, g.GetName(), name)
+			}
+		}
+	}
+	return nil
+}
+
+// snapshots tells whether devices install a partition into a COW.
+func (o *Options) snapshots(name string) bool {
+	if !o.Dynamic.GetVabcEnabled() {
+		return false
+	}
+	for _, g := range o.Dynamic.GetGroups() {
+		for _, n := range g.GetPartitionNames() {
+			if n == name {
+				return true
+			}
+		}
+	}
+	return false
+}

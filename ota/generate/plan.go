@@ -1,0 +1,467 @@
+package generate
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"golang.org/x/sync/errgroup"
+
+	"cowbird/cow"
+	"cowbird/cow/filemap"
+)
+
+// Range is consecutive blocks of a partition.
+type Range struct {
+	Start uint64 `json:"start"`
+	Count uint64 `json:"count"`
+}
+
+func count(ranges []Range) (n uint64) {
+	for _, r := range ranges {
+		n += r.Count
+	}
+	return n
+}
+
+// push appends a block to ranges.
+func push(ranges []Range, block uint64) []Range {
+	if n := len(ranges); n > 0 && ranges[n-1].Start+ranges[n-1].Count == block {
+		ranges[n-1].Count++
+		return ranges
+	}
+	return append(ranges, Range{block, 1})
+}
+
+// Kind is what an item needs to be made.
+type Kind string
+
+const (
+	Zero Kind = "zero" // nothing
+	Copy Kind = "copy" // the blocks of the old partition
+	Full Kind = "full" // the new blocks, to be compressed
+	Diff Kind = "diff" // new and old blocks, to be compared
+)
+
+// Item is an operation before it is made.
+type Item struct {
+	Kind Kind    `json:"kind"`
+	Dst  []Range `json:"dst"`
+	Src  []Range `json:"src,omitempty"`
+	// Name is the file whose blocks these are, File all of its blocks; Old are those of
+	// its old version. They tell where deflate streams are.
+	Name string  `json:"name,omitempty"`
+	File []Range `json:"file,omitempty"`
+	// ID is the SHA-256 of all that the operation's data depend on: options, old and
+	// new blocks. Items with the same have the same result. "": it has none.
+	ID string `json:"id,omitempty"`
+}
+
+// Work tells whether an item is for a worker; others take no time.
+func (i *Item) Work() bool { return i.Kind == Full || i.Kind == Diff }
+
+// bytes is how much of the new partition an item makes.
+func (i *Item) bytes() int64 { return int64(count(i.Dst)) * blockSize }
+
+// PartitionPlan is what will be made of a partition, in the order of the blocks.
+type PartitionPlan struct {
+	Name    string `json:"name"`
+	OldSize int64  `json:"old_size,omitempty"`
+	OldHash string `json:"old_sha256,omitempty"`
+	NewSize int64  `json:"new_size"`
+	NewHash string `json:"new_sha256"`
+	Items   []Item `json:"items"`
+}
+
+// Plan is a payload before its operations are made.
+type Plan struct {
+	Format     int             `json:"format"`
+	Settings   string          `json:"settings"` // what all items depend on
+	Partitions []PartitionPlan `json:"partitions"`
+
+	o *Options
+}
+
+// planFormat changes whenever the same images would give other items or results.
+const planFormat = 1
+
+func (o *Options) settings() string {
+	return fmt.Sprintf("minor %d effort %v zstd %v", o.Minor, o.Effort, o.Zstd)
+}
+
+// NewPlan reads all images and finds out what is to be done: which blocks are zeros,
+// which the old partition has, and with what the others are compared.
+func NewPlan(ctx context.Context, o Options) (*Plan, error) {
+	if err := o.check(); err != nil {
+		return nil, err
+	}
+	p := &Plan{Format: planFormat, Settings: o.settings(), o: &o}
+	for _, part := range o.Partitions {
+		pp, err := planPartition(ctx, &o, part)
+		if err != nil {
+			return nil, fmt.Errorf("partition %s: %w", part.Name, err)
+		}
+		p.Partitions = append(p.Partitions, *pp)
+	}
+	return p, p.identify(ctx)
+}
+
+// planner makes the items of one partition.
+type planner struct {
+	o        *Options
+	part     Partition
+	new, old []blockHash
+	kinds    []Kind   // by new block; Diff is what is still to be decided
+	from     []uint64 // by new block, for Copy
+	items    []Item
+}
+
+// blockHash identifies a block's contents.
+type blockHash [16]byte
+
+var zeroHash = hashOf(make([]byte, blockSize))
+
+func hashOf(block []byte) blockHash {
+	sum := sha256.Sum256(block)
+	return blockHash(sum[:])
+}
+
+func planPartition(ctx context.Context, o *Options, part Partition) (*PartitionPlan, error) {
+	p := &planner{o: o, part: part}
+	pp := &PartitionPlan{Name: part.Name, NewSize: part.New.Size}
+	var err error
+	if p.new, pp.NewHash, err = readHashes(ctx, part.New, o.Workers); err != nil {
+		return nil, fmt.Errorf("new image: %w", err)
+	}
+	if part.Old != nil {
+		pp.OldSize = part.Old.Size
+		if p.old, pp.OldHash, err = readHashes(ctx, *part.Old, o.Workers); err != nil {
+			return nil, fmt.Errorf("old image: %w", err)
+		}
+	}
+	p.classify()
+	p.zerosAndCopies()
+	if part.Old != nil {
+		p.files()
+	}
+	p.regions()
+	slices.SortFunc(p.items, func(a, b Item) int { return int(a.Dst[0].Start) - int(b.Dst[0].Start) })
+	pp.Items = p.items
+	return pp, nil
+}
+
+// readHashes hashes each block of an image, and the whole.
+func readHashes(ctx context.Context, img cow.Image, workers int) (blocks []blockHash, whole string, err error) {
+	const piece = 256
+	blocks = make([]blockHash, img.Size/blockSize)
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(workers + 1)
+	g.Go(func() error {
+		h := sha256.New()
+		if _, err := io.Copy(h, &stopping{ctx, io.NewSectionReader(img.R, 0, img.Size)}); err != nil {
+			return err
+		}
+		whole = hex.EncodeToString(h.Sum(nil))
+		return nil
+	})
+	for first := 0; first < len(blocks); first += piece {
+		g.Go(func() error {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			some := blocks[first:min(first+piece, len(blocks))]
+			b, err := readRanges(img, []Range{{uint64(first), uint64(len(some))}})
+			for i := range some {
+				if err == nil {
+					some[i] = hashOf(b[i*blockSize:][:blockSize])
+				}
+			}
+			return err
+		})
+	}
+	return blocks, whole, g.Wait()
+}
+
+// stopping ends with its context.
+type stopping struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (s *stopping) Read(p []byte) (int, error) {
+	if err := s.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return s.r.Read(p)
+}
+
+// readRanges reads blocks, one range behind the other.
+func readRanges(img cow.Image, ranges []Range) ([]byte, error) {
+	b := make([]byte, count(ranges)*blockSize)
+	at := 0
+	for _, r := range ranges {
+		n := int(r.Count) * blockSize
+		k, err := img.R.ReadAt(b[at:at+n], int64(r.Start)*blockSize)
+		if k < n {
+			return nil, fmt.Errorf("read %d bytes at block %d: %w", n, r.Start, err)
+		}
+		at += n
+	}
+	return b, nil
+}
+
+// classify finds zeros and what the old partition has. Of several places it takes the
+// block's own, else the one that continues the copy before it, else the first.
+func (p *planner) classify() {
+	p.kinds, p.from = make([]Kind, len(p.new)), make([]uint64, len(p.new))
+	first := make(map[blockHash]uint32, len(p.old))
+	for i, h := range p.old {
+		if _, seen := first[h]; !seen {
+			first[h] = uint32(i)
+		}
+	}
+	for i, h := range p.new {
+		next := uint64(0)
+		if i > 0 && p.kinds[i-1] == Copy {
+			next = p.from[i-1] + 1
+		}
+		at, found := first[h]
+		switch {
+		case h == zeroHash && p.o.Minor >= 4:
+			p.kinds[i] = Zero
+		case !found:
+			p.kinds[i] = Diff
+		default:
+			p.kinds[i], p.from[i] = Copy, uint64(at)
+			if i < len(p.old) && p.old[i] == h {
+				p.from[i] = uint64(i)
+			} else if next > 0 && next < uint64(len(p.old)) && p.old[next] == h {
+				p.from[i] = next
+			}
+		}
+	}
+}
+
+// zerosAndCopies makes operations of one stretch of the new partition each.
+func (p *planner) zerosAndCopies() {
+	most := uint64(p.o.Chunk / blockSize)
+	for i := 0; i < len(p.kinds); {
+		kind, first := p.kinds[i], i
+		it := Item{Kind: kind}
+		for i < len(p.kinds) && p.kinds[i] == kind && uint64(i-first) < most {
+			if kind == Copy {
+				it.Src = push(it.Src, p.from[i])
+			}
+			i++
+		}
+		if kind != Diff {
+			it.Dst = []Range{{uint64(first), uint64(i - first)}}
+			p.items = append(p.items, it)
+		}
+	}
+}
+
+// files makes an operation of what is left of each file whose old version is known.
+func (p *planner) files() {
+	before, err := filemap.Files(p.part.Old.R, p.part.Old.Size)
+	if err != nil {
+		return // what cannot be understood is compared by place
+	}
+	after, err := filemap.Files(p.part.New.R, p.part.New.Size)
+	if err != nil {
+		return
+	}
+	for _, pair := range filemap.Pairs(before.Files, after.Files) {
+		f := after.Files[pair.Target]
+		it := Item{Kind: Diff, Name: f.Path, File: blocksOf(f, len(p.new)), Src: blocksOf(before.Files[pair.Base], len(p.old))}
+		for _, r := range it.File {
+			for b := r.Start; b < r.Start+r.Count; b++ {
+				if p.kinds[b] == Diff {
+					it.Dst = push(it.Dst, b)
+				}
+			}
+		}
+		if len(it.Dst) == 0 || len(it.Src) == 0 || max(count(it.Dst), count(it.Src), count(it.File)) > largestDiff/blockSize || repeats(it.Dst) {
+			continue
+		}
+		for _, r := range it.Dst {
+			for b := r.Start; b < r.Start+r.Count; b++ {
+				p.kinds[b] = Full // taken
+			}
+		}
+		p.items = append(p.items, it)
+	}
+}
+
+// blocksOf is where a file lies, in whole blocks and in the file's order; nil if it
+// does not begin at blocks, or not lie within so many.
+func blocksOf(f filemap.File, blocks int) (ranges []Range) {
+	for _, e := range f.Extents {
+		if e.Physical%blockSize != 0 {
+			return nil
+		}
+		n := (e.Stored + blockSize - 1) / blockSize
+		if e.Physical/blockSize+n > int64(blocks) {
+			return nil
+		}
+		for b := range n {
+			ranges = push(ranges, uint64(e.Physical/blockSize+b))
+		}
+	}
+	return ranges
+}
+
+// repeats tells whether a block is there twice, as in images that share blocks.
+func repeats(ranges []Range) bool {
+	sorted := slices.Clone(ranges)
+	slices.SortFunc(sorted, func(a, b Range) int { return int(a.Start) - int(b.Start) })
+	for i := 1; i < len(sorted); i++ {
+		if sorted[i].Start < sorted[i-1].Start+sorted[i-1].Count {
+			return true
+		}
+	}
+	return false
+}
+
+// regions makes operations of what is left.
+func (p *planner) regions() {
+	most := int(p.o.Chunk / blockSize)
+	for i := 0; i < len(p.kinds); {
+		first := i
+		for i < len(p.kinds) && p.kinds[i] == Diff && (i-first < most) {
+			i++
+		}
+		if i == first {
+			i++
+			continue
+		}
+		it := Item{Kind: Full, Dst: []Range{{uint64(first), uint64(i - first)}}}
+		if it.Src = p.likely(first, i); len(it.Src) > 0 {
+			it.Kind = Diff
+		}
+		p.items = append(p.items, it)
+	}
+}
+
+// likely is where the old partition may have another version of blocks: around what
+// their neighbours were copied from, or else around their own place.
+func (p *planner) likely(first, end int) (src []Range) {
+	const near, around = 64, 16
+	var starts []int
+	for i := first - 1; i >= max(0, first-near); i-- {
+		if p.kinds[i] == Copy {
+			starts = append(starts, int(p.from[i])-i+first)
+			break
+		}
+	}
+	for i := end; i < min(len(p.kinds), end+near); i++ {
+		if p.kinds[i] == Copy {
+			starts = append(starts, int(p.from[i])-i+first)
+			break
+		}
+	}
+	if len(starts) == 0 {
+		starts = []int{first}
+	}
+	slices.Sort(starts)
+	for _, s := range starts {
+		from, to := max(0, s-around), min(len(p.old), s+end-first+around)
+		if n := len(src); n > 0 {
+			from = max(from, int(src[n-1].Start+src[n-1].Count))
+		}
+		if from < to {
+			src = append(src, Range{uint64(from), uint64(to - from)})
+		}
+	}
+	return src
+}
+
+// identify gives items their IDs.
+func (p *Plan) identify(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(p.o.Workers)
+	for i := range p.Partitions {
+		for j := range p.Partitions[i].Items {
+			it := &p.Partitions[i].Items[j]
+			if !it.Work() {
+				continue
+			}
+			g.Go(func() (err error) {
+				if err = ctx.Err(); err == nil {
+					it.ID, err = p.o.id(p.o.Partitions[i], it)
+				}
+				return err
+			})
+		}
+	}
+	return g.Wait()
+}
+
+// id hashes what an item's result depends on. The blocks' numbers are not among that.
+func (o *Options) id(part Partition, it *Item) (string, error) {
+	h := sha256.New()
+	fmt.Fprintf(h, "cowbird payload item %d\n%s\n%s %s\n", planFormat, o.settings(), it.Kind, extension(it.Name))
+	for _, x := range []struct {
+		img    *cow.Image
+		ranges []Range
+	}{{&part.New, it.Dst}, {&part.New, it.File}, {part.Old, it.Src}} {
+		fmt.Fprintf(h, "%d blocks\n", count(x.ranges))
+		for _, r := range x.ranges {
+			if _, err := io.Copy(h, io.NewSectionReader(x.img.R, int64(r.Start)*blockSize, int64(r.Count)*blockSize)); err != nil {
+				return "", err
+			}
+		}
+	}
+	fmt.Fprintf(h, "%v\n", it.shape())
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+// extension is what of a name counts.
+func extension(name string) string {
+	if i := strings.LastIndexByte(name, '.'); i > strings.LastIndexByte(name, '/') {
+		return name[i:]
+	}
+	return ""
+}
+
+// shape is how an item's blocks lie to each other: where ranges end, and which blocks
+// of the file it makes.
+func (it *Item) shape() (s []uint64) {
+	for _, ranges := range [][]Range{it.Dst, it.Src} {
+		for _, r := range ranges {
+			s = append(s, r.Count)
+		}
+		s = append(s, 0)
+	}
+	for _, n := range it.inFile() {
+		s = append(s, uint64(n+1))
+	}
+	return s
+}
+
+// inFile is for each block of the file its place among the item's, or −1.
+func (it *Item) inFile() []int {
+	place := map[uint64]int{}
+	n := 0
+	for _, r := range it.Dst {
+		for b := r.Start; b < r.Start+r.Count; b++ {
+			place[b] = n
+			n++
+		}
+	}
+	var in []int
+	for _, r := range it.File {
+		for b := r.Start; b < r.Start+r.Count; b++ {
+			at, ok := place[b]
+			if !ok {
+				at = -1
+			}
+			in = append(in, at)
+		}
+	}
+	return in
+}

@@ -1,0 +1,6 @@
+//go:build race
+
+package generate
+
+// The race detector slows compressors down tenfold.
+const raceDetector = true

@@ -1,0 +1,252 @@
+package generate
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"path"
+	"strings"
+
+	"cowbird/formats/bsdiff"
+	"cowbird/formats/payload/pb"
+	"cowbird/formats/puffin"
+	"cowbird/formats/zucchini"
+)
+
+// Xor is consecutive blocks of an item's data that devices may store as the difference
+// to bytes of its source.
+type Xor struct {
+	Block  uint32 // of the data
+	Count  uint32 // blocks
+	Source int64  // byte of the item's source, which follow each other
+}
+
+// Result is what an item has become. It does not depend on where the blocks are.
+type Result struct {
+	Type opType
+	Blob []byte
+	// SrcHash is the SHA-256 of the blocks that are read; nil for none.
+	SrcHash []byte
+	Xors    []Xor
+}
+
+// Run makes an item that is Work.
+func (p *Plan) Run(ctx context.Context, partition int, it *Item) (*Result, error) {
+	part := p.o.Partitions[partition]
+	r := &making{o: p.o, it: it}
+	var err error
+	if r.target, err = readRanges(part.New, it.Dst); err != nil {
+		return nil, fmt.Errorf("new image: %w", err)
+	}
+	if it.Kind == Full {
+		e, err := p.o.replace(r.target)
+		return &Result{Type: e.kind, Blob: e.blob}, err
+	}
+	if r.source, err = readRanges(*part.Old, it.Src); err != nil {
+		return nil, fmt.Errorf("old image: %w", err)
+	}
+	if len(it.File) > 0 {
+		if r.file, err = readRanges(part.New, it.File); err != nil {
+			return nil, fmt.Errorf("new image: %w", err)
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	return r.diff(ctx)
+}
+
+// making is a diff in the making.
+type making struct {
+	o                    *Options
+	it                   *Item
+	target, source, file []byte
+}
+
+// price is what a diff costs in the manifest besides its data, in bytes
+// (specs/payload.md 13).
+func (r *making) price() int { return 36 + 6*len(r.it.Src) }
+
+// diff tries the kinds of patches that devices know, and the data as they are.
+func (r *making) diff(ctx context.Context) (*Result, error) {
+	patch, err := r.bsdiff()
+	if err != nil {
+		return nil, err
+	}
+	best := encoding{r.bsdiffType(), patch}
+	if r.o.Minor >= 5 {
+		if err := r.puffdiff(&best); err != nil {
+			return nil, fmt.Errorf("puffdiff: %w", err)
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if r.o.Minor >= 8 && r.o.Effort != Fast {
+		if err := r.zucchini(&best); err != nil {
+			return nil, fmt.Errorf("zucchini: %w", err)
+		}
+	}
+	full, err := r.full(len(best.blob))
+	if err != nil {
+		return nil, err
+	}
+	if full != nil && len(full.blob) <= len(best.blob)+r.price() {
+		return &Result{Type: full.kind, Blob: full.blob}, nil
+	}
+	hash := sha256.Sum256(r.source)
+	out := &Result{Type: best.kind, Blob: best.blob, SrcHash: hash[:]}
+	out.Xors, err = r.xors(patch)
+	return out, err
+}
+
+// full is the data without a source, unless a quick look says that they must be much
+// larger than a diff.
+func (r *making) full(diff int) (*encoding, error) {
+	quick, err := packZstd(r.target, 1)
+	if err != nil || r.o.Effort != Max && len(quick)/2 > diff+r.price() {
+		return nil, err
+	}
+	e, err := r.o.replace(r.target)
+	return &e, err
+}
+
+func (r *making) bsdiffType() opType {
+	if r.o.Minor >= 4 {
+		return pb.InstallOperation_BROTLI_BSDIFF
+	}
+	return pb.InstallOperation_SOURCE_BSDIFF
+}
+
+func (r *making) bsdiffOptions() bsdiff.Options {
+	o := bsdiff.Options{Legacy: r.o.Minor < 4}
+	switch r.o.Effort {
+	case Fast:
+		o.BrotliQuality = 5
+	case Default:
+		o.BrotliQuality = 9
+	}
+	return o
+}
+
+func (r *making) bsdiff() ([]byte, error) {
+	var b bytes.Buffer
+	err := bsdiff.Create(&b, r.source, r.target, r.bsdiffOptions())
+	return b.Bytes(), err
+}
+
+// puffdiff is for files with deflate streams in both versions.
+func (r *making) puffdiff(best *encoding) error {
+	source := puffin.File{Data: r.source, Deflates: deflates(r.it.Name, r.source)}
+	target := puffin.File{Data: r.target, Deflates: r.remaining(deflates(r.it.Name, r.file))}
+	if len(source.Deflates) == 0 || len(target.Deflates) == 0 {
+		return nil
+	}
+	var b bytes.Buffer
+	if err := puffin.Create(&b, source, target, puffin.Options{Bsdiff: r.bsdiffOptions(), OldClients: r.o.Minor <= 5}); err != nil {
+		return err
+	}
+	best.smaller(pb.InstallOperation_PUFFDIFF, b.Bytes())
+	return nil
+}
+
+// deflates finds streams in zip archives of all names, gzip files and PNG images.
+func deflates(name string, file []byte) []puffin.BitExtent {
+	switch {
+	case bytes.HasPrefix(file, []byte("PK\x03\x04")):
+		return puffin.FindZip(file)
+	case strings.EqualFold(path.Ext(name), ".png"):
+		return puffin.FindPNG(file)
+	}
+	return puffin.Find(name, file)
+}
+
+// remaining are the streams of the file that lie completely in data that the item
+// makes, where they are there.
+func (r *making) remaining(all []puffin.BitExtent) (left []puffin.BitExtent) {
+	in := r.it.inFile()
+	const bits = blockSize * 8
+	for _, e := range all {
+		first, last := int(e.Offset/bits), int((e.End()-1)/bits)
+		if last >= len(in) || in[first] < 0 {
+			continue
+		}
+		whole := true
+		for b := first; b <= last && whole; b++ {
+			whole = in[b] == in[first]+b-first
+		}
+		if whole {
+			left = append(left, puffin.BitExtent{Offset: e.Offset - uint64(first)*bits + uint64(in[first])*bits, Length: e.Length})
+		}
+	}
+	return left
+}
+
+// largestProgram bounds what is compared as programs, in bytes: that takes fifteen
+// times as much.
+const largestProgram = 24 << 20
+
+var elf = []byte("\x7fELF")
+
+func (r *making) zucchini(best *encoding) error {
+	if !bytes.HasPrefix(r.source, elf) || !bytes.HasPrefix(r.target, elf) || len(r.source)+len(r.target) > 2*largestProgram {
+		return nil
+	}
+	p, err := zucchini.Create(r.source, r.target)
+	if err != nil {
+		return err
+	}
+	blob, err := zucchini.Pack(p.AppendTo(nil))
+	if err == nil {
+		best.smaller(pb.InstallOperation_ZUCCHINI, blob)
+	}
+	return err
+}
+
+// worthXor is how many bytes of a block may differ from the source, so that the
+// difference is worth storing.
+const worthXor = blockSize / 2
+
+// xors are the blocks that a patch takes from one place of the source nearly as they
+// are.
+func (r *making) xors(patch []byte) (all []Xor, err error) {
+	p, err := bsdiff.Open(bytes.NewReader(patch), int64(len(patch)))
+	if err != nil {
+		return nil, err
+	}
+	next := int64(0) // block that has no xor yet
+	err = p.Copies(func(c bsdiff.Copy) {
+		first := max(next, (c.Target+blockSize-1)/blockSize)
+		end := (c.Target + c.Length + blockSize/2) / blockSize // the last one may be a half
+		for b := first; b < min(end, int64(len(r.target)/blockSize)); b++ {
+			from := c.Source + b*blockSize - c.Target
+			if !r.similar(b, from) {
+				continue
+			}
+			next = b + 1
+			if n := len(all); n > 0 {
+				if x := &all[n-1]; int64(x.Block+x.Count) == b && x.Source+int64(x.Count)*blockSize == from {
+					x.Count++
+					continue
+				}
+			}
+			all = append(all, Xor{uint32(b), 1, from})
+		}
+	})
+	return all, err
+}
+
+func (r *making) similar(block, from int64) bool {
+	if from < 0 || from+blockSize > int64(len(r.source)) {
+		return false
+	}
+	differ := 0
+	old := r.source[from:][:blockSize]
+	for i, v := range r.target[block*blockSize:][:blockSize] {
+		if v != old[i] {
+			differ++
+		}
+	}
+	return differ <= worthXor
+}

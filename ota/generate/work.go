@@ -1,0 +1,124 @@
+package generate
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
+
+	"cowbird/cow"
+	"cowbird/formats/cowfile"
+)
+
+// Task is an item that is to be run.
+type Task struct {
+	Partition int
+	Item      *Item
+}
+
+// need is about what a task holds, in bytes: a suffix array and some copies.
+func (t *Task) need() int64 {
+	src, dst := int64(count(t.Item.Src))*blockSize, t.Item.bytes()
+	return 12*src + 6*dst + 32<<20
+}
+
+// runAll runs each item once, as many at a time as there are workers and as memory
+// allows.
+func (p *Plan) runAll(parent context.Context) (map[string]*Result, error) {
+	results := map[string]*Result{}
+	var mu sync.Mutex
+	done, total := int64(0), int64(0)
+	for _, part := range p.Partitions {
+		total += part.NewSize
+		done += part.NewSize
+	}
+	work := p.Work()
+	for _, t := range work {
+		done -= t.Item.bytes()
+	}
+	report := func(n int64) {
+		if done += n; p.o.OnProgress != nil {
+			p.o.OnProgress(done, total)
+		}
+	}
+	report(0)
+	room := semaphore.NewWeighted(p.o.Memory)
+	g, ctx := errgroup.WithContext(parent)
+	g.SetLimit(p.o.Workers)
+	for _, t := range work {
+		need := min(t.need(), p.o.Memory)
+		if room.Acquire(ctx, need) != nil {
+			break
+		}
+		g.Go(func() error {
+			defer room.Release(need)
+			r, err := p.Run(ctx, t.Partition, t.Item)
+			if err != nil {
+				return fmt.Errorf("partition %s, item %.12s: %w", p.Partitions[t.Partition].Name, t.Item.ID, err)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			results[t.Item.ID] = r
+			report(t.Item.bytes())
+			return nil
+		})
+	}
+	return results, cmp.Or(g.Wait(), context.Cause(parent))
+}
+
+// resultHeader is what comes before a result's data: a line of JSON behind its length,
+// 4 bytes, big-endian.
+type resultHeader struct {
+	ID      string `json:"id"`
+	Type    opType `json:"type"`
+	Hash    []byte `json:"sha256"` // of the data
+	SrcHash []byte `json:"src_sha256,omitempty"`
+	Xors    []Xor  `json:"xors,omitempty"`
+}
+
+// maxHeader bounds a header, in bytes.
+const maxHeader = 64 << 20
+
+func cutHeader(b []byte) (h resultHeader, rest []byte, err error) {
+	if len(b) < 4 || int64(binary.BigEndian.Uint32(b)) > min(maxHeader, int64(len(b)-4)) {
+		return h, nil, fmt.Errorf("expected a header within %d bytes, found none", len(b))
+	}
+	n := 4 + int(binary.BigEndian.Uint32(b))
+	if err := json.Unmarshal(b[4:n], &h); err != nil {
+		return h, nil, fmt.Errorf("header: %w", err)
+	}
+	return h, b[n:], nil
+}
+
+// Append appends a result as a file that machines may exchange. ReadResult reads it.
+func (r *Result) Append(b []byte, it *Item) ([]byte, error) {
+	hash := sum(r.Blob)
+	h, err := json.Marshal(resultHeader{ID: it.ID, Type: r.Type, Hash: hash, SrcHash: r.SrcHash, Xors: r.Xors})
+	if err != nil {
+		return nil, err
+	}
+	b = binary.BigEndian.AppendUint32(b, uint32(len(h)))
+	return append(append(b, h...), r.Blob...), nil
+}
+
+// contents is what a COW takes.
+type contents struct{ size, ops uint64 }
+
+func contentsOf(d *cow.FileDevice) (contents, error) {
+	f, err := cowfile.Open(d, d.Size(), nil)
+	if err != nil {
+		return contents{}, err
+	}
+	return contents{uint64(d.Size()), uint64(f.NumOps())}, nil
+}
+
+func sum(b []byte) []byte {
+	s := sha256.Sum256(b)
+	return s[:]
+}
