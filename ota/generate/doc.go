@@ -22,8 +22,7 @@
 //
 // # Caveats
 //
-// Hash trees and error correction are data here: an image with a tree is updated with
-// its tree. LZ4DIFF is not made, so that compressed files of erofs are compared as they
+// A hash tree is data, unless Partition.Verity tells where it is. LZ4DIFF is not made, so that compressed files of erofs are compared as they
 // are. An item holds its blocks, and some twelve times the old ones; those run at a time
 // that Options.Memory has room for.
 //

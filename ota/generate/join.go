@@ -134,6 +134,9 @@ func newUpdate(plan *PartitionPlan, part Partition) (*pb.PartitionUpdate, error)
 	if part.Version != "" {
 		u.Version = proto.String(part.Version)
 	}
+	if v := part.Verity; v != nil {
+		v.tell(u)
+	}
 	if s := part.Postinstall; s != nil {
 		u.RunPostinstall, u.PostinstallPath, u.PostinstallOptional = proto.Bool(true), proto.String(s.Path), proto.Bool(s.Optional)
 		if s.Filesystem != "" {
@@ -141,6 +144,16 @@ func newUpdate(plan *PartitionPlan, part Partition) (*pb.PartitionUpdate, error)
 		}
 	}
 	return u, err
+}
+
+func (v *Verity) tell(u *pb.PartitionUpdate) {
+	if v.Tree.Count > 0 {
+		u.HashTreeDataExtent, u.HashTreeExtent = extent(v.Data.Start, v.Data.Count), extent(v.Tree.Start, v.Tree.Count)
+		u.HashTreeAlgorithm, u.HashTreeSalt = proto.String(v.Algorithm), v.Salt
+	}
+	if v.FEC.Count > 0 {
+		u.FecDataExtent, u.FecExtent, u.FecRoots = extent(v.FECData.Start, v.FECData.Count), extent(v.FEC.Start, v.FEC.Count), proto.Uint32(v.Roots)
+	}
 }
 
 func info(size int64, hash string) (*pb.PartitionInfo, error) {

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 
 	"cowbird/cow"
 	"cowbird/formats/payload"
 	"cowbird/formats/payload/pb"
+	"cowbird/formats/vbmeta"
 )
 
 var (
@@ -67,6 +69,48 @@ type Partition struct {
 	// Version is the partition's own, seconds since 1970 in decimal; "": none.
 	Version     string
 	Postinstall *Postinstall
+	// Verity is the hash tree and error correction of New, which devices make
+	// themselves (minor version 6); nil: they are data, if there are any.
+	Verity *Verity
+}
+
+// Verity says where in a partition a hash tree and error correction are, and how they
+// are made. A range without blocks is not there.
+type Verity struct {
+	Data, Tree Range
+	Algorithm  string
+	Salt       []byte
+	FECData    Range
+	FEC        Range
+	Roots      uint32
+}
+
+// FindVerity reads the footer and metadata of verified boot, if an image has them. It
+// is nil if there is no hash tree, or one that devices do not make so.
+func FindVerity(img cow.Image) *Verity {
+	v, err := vbmeta.FromPartition(img.R, img.Size)
+	if err != nil {
+		return nil
+	}
+	for _, d := range v.Descriptors {
+		if t, ok := d.(*vbmeta.Hashtree); ok {
+			return verityOf(t)
+		}
+	}
+	return nil
+}
+
+func verityOf(t *vbmeta.Hashtree) *Verity {
+	if t.DataBlockSize != blockSize || t.HashBlockSize != blockSize || (t.ImageSize|t.TreeOffset|t.TreeSize|t.FECOffset|t.FECSize)%blockSize != 0 || t.TreeSize == 0 {
+		return nil
+	}
+	v := &Verity{Algorithm: t.Algorithm, Salt: t.Salt, Data: Range{0, uint64(t.ImageSize) / blockSize},
+		Tree: Range{uint64(t.TreeOffset) / blockSize, uint64(t.TreeSize) / blockSize}}
+	if t.FECSize > 0 {
+		v.FECData = Range{0, uint64(t.FECOffset) / blockSize}
+		v.FEC, v.Roots = Range{uint64(t.FECOffset) / blockSize, uint64(t.FECSize) / blockSize}, uint32(t.FECRoots)
+	}
+	return v
 }
 
 // Postinstall is a program of the new partition that the updater runs.
@@ -141,6 +185,12 @@ func (o *Options) check() error {
 	if o.Chunk < blockSize || o.Chunk%blockSize != 0 || o.Chunk > largestDiff {
 		return fmt.Errorf("%w: expected chunks of whole blocks of %d bytes, at most %d, found %d", ErrInput, blockSize, largestDiff, o.Chunk)
 	}
+	if o.Minor < 6 {
+		o.Partitions = slices.Clone(o.Partitions)
+		for i := range o.Partitions {
+			o.Partitions[i].Verity = nil // devices do not make it
+		}
+	}
 	o.Workers = cmp.Or(o.Workers, runtime.GOMAXPROCS(0))
 	o.Memory = cmp.Or(o.Memory, DefaultMemory)
 	return o.checkPartitions()
@@ -155,6 +205,9 @@ func (o *Options) checkPartitions() error {
 		names[p.Name] = true
 		if p.New.Size == 0 || p.New.Size%blockSize != 0 {
 			return fmt.Errorf("%w: partition %s: expected whole blocks of %d bytes, found %d bytes", ErrInput, p.Name, blockSize, p.New.Size)
+		}
+		if v := p.Verity; v != nil && (v.Tree.Start+v.Tree.Count > uint64(p.New.Size/blockSize) || v.FEC.Start+v.FEC.Count > uint64(p.New.Size/blockSize)) {
+			return fmt.Errorf("%w: partition %s: expected a hash tree and error correction within %d bytes, found %+v", ErrInput, p.Name, p.New.Size, *v)
 		}
 		if p.Old != nil && p.Old.Size%blockSize != 0 {
 			return fmt.Errorf("%w: partition %s: expected an old partition of whole blocks of %d bytes, found %d bytes", ErrInput, p.Name, blockSize, p.Old.Size)

@@ -120,6 +120,9 @@ type planner struct {
 	items    []Item
 }
 
+// taken is a block that needs no operation, or has one.
+const taken Kind = "taken"
+
 // blockHash identifies a block's contents.
 type blockHash [16]byte
 
@@ -218,6 +221,13 @@ func readRanges(img cow.Image, ranges []Range) ([]byte, error) {
 // block's own, else the one that continues the copy before it, else the first.
 func (p *planner) classify() {
 	p.kinds, p.from = make([]Kind, len(p.new)), make([]uint64, len(p.new))
+	if v := p.part.Verity; v != nil {
+		for _, r := range []Range{v.Tree, v.FEC} {
+			for b := r.Start; b < r.Start+r.Count; b++ {
+				p.kinds[b] = taken
+			}
+		}
+	}
 	first := make(map[blockHash]uint32, len(p.old))
 	for i, h := range p.old {
 		if _, seen := first[h]; !seen {
@@ -231,6 +241,7 @@ func (p *planner) classify() {
 		}
 		at, found := first[h]
 		switch {
+		case p.kinds[i] == taken:
 		case h == zeroHash && p.o.Minor >= 4:
 			p.kinds[i] = Zero
 		case !found:
@@ -258,7 +269,7 @@ func (p *planner) zerosAndCopies() {
 			}
 			i++
 		}
-		if kind != Diff {
+		if kind == Zero || kind == Copy {
 			it.Dst = []Range{{uint64(first), uint64(i - first)}}
 			p.items = append(p.items, it)
 		}
@@ -290,7 +301,7 @@ func (p *planner) files() {
 		}
 		for _, r := range it.Dst {
 			for b := r.Start; b < r.Start+r.Count; b++ {
-				p.kinds[b] = Full // taken
+				p.kinds[b] = taken
 			}
 		}
 		p.items = append(p.items, it)

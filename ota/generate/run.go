@@ -119,13 +119,18 @@ func (r *making) bsdiffType() opType {
 	return pb.InstallOperation_SOURCE_BSDIFF
 }
 
+// quickFrom is the length, in bytes, above which brotli's best takes too long.
+const quickFrom = 4 << 20
+
 func (r *making) bsdiffOptions() bsdiff.Options {
 	o := bsdiff.Options{Legacy: r.o.Minor < 4}
 	switch r.o.Effort {
 	case Fast:
 		o.BrotliQuality = 5
 	case Default:
-		o.BrotliQuality = 9
+		if len(r.target) > quickFrom {
+			o.BrotliQuality = 9
+		}
 	}
 	return o
 }
