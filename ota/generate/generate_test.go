@@ -287,13 +287,11 @@ func TestSameBytes(t *testing.T) {
 			t.Errorf("expected the same bytes with %d workers, found others", workers)
 		}
 	}
-	farm, err := NewPlan(t.Context(), o)
-	must(t, err)
+	farm := farmOf(t, o, o.Partitions[0])
 	files := map[string][]byte{}
 	for _, w := range farm.Work() {
-		r, err := farm.Run(t.Context(), w.Partition, w.Item)
-		must(t, err)
-		files[w.Item.ID], err = r.Append(nil, w.Item)
+		var err error
+		files[w.Item.ID], err = farm.RunTask(t.Context(), w)
 		must(t, err)
 	}
 	read := func(_ context.Context, _ int, it *Item) (*Result, error) { return ReadResult(files[it.ID], it) }
@@ -312,6 +310,45 @@ func TestSameBytes(t *testing.T) {
 		files[id] = bad
 		if _, err := farm.Join(t.Context(), read); !errors.Is(err, ErrItem) || !strings.Contains(err.Error(), id[:12]) {
 			t.Errorf("%s: expected ErrItem with the ID, found %v", what, err)
+		}
+	}
+}
+
+// farmOf is a plan that has been a file in between.
+func farmOf(t *testing.T, o Options, images Partition) *Plan {
+	t.Helper()
+	plan, err := NewPlan(t.Context(), o)
+	must(t, err)
+	b, err := plan.Encode()
+	must(t, err)
+	farm, err := ReadPlan(b, Options{}, func(string, bool) (cow.Image, *cow.Image, error) { return images.New, images.Old, nil })
+	must(t, err)
+	return farm
+}
+
+// A task of other images than the plan's is not run, and a plan that leads out of the
+// images is refused.
+func TestAnotherPlan(t *testing.T) {
+	old, newer := make([]byte, 64*blockSize), bytes.Repeat([]byte("cowbird "), 8192)
+	was, is := imageOf(old), imageOf(newer)
+	o := Options{Partitions: []Partition{{Name: "x", New: is, Old: &was}}}
+	other := imageOf(bytes.Repeat([]byte("another "), 8192))
+	farm := farmOf(t, o, Partition{New: other, Old: &was})
+	if _, err := farm.RunTask(t.Context(), farm.Work()[0]); !errors.Is(err, ErrItem) {
+		t.Errorf("expected ErrItem, found %v", err)
+	}
+	plan, err := NewPlan(t.Context(), o)
+	must(t, err)
+	good, err := plan.Encode()
+	must(t, err)
+	for what, change := range map[string][2]string{"format": {`"format": 1`, `"format": 2`}, "size": {`"new_size": 65536`, `"new_size": 69632`},
+		"block": {`"start": 0`, `"start": 99`}, "json": {`{`, ``}, "effort": {`"effort": 0`, `"effort": 7`}} {
+		bad := bytes.Replace(good, []byte(change[0]), []byte(change[1]), 1)
+		if bytes.Equal(bad, good) {
+			t.Fatalf("%s: expected %q in the plan", what, change[0])
+		}
+		if _, err := ReadPlan(bad, Options{}, func(string, bool) (cow.Image, *cow.Image, error) { return is, &was, nil }); !errors.Is(err, ErrInput) {
+			t.Errorf("%s: expected ErrInput, found %v", what, err)
 		}
 	}
 }

@@ -36,7 +36,7 @@ type Results func(ctx context.Context, partition int, it *Item) (*Result, error)
 // Join puts results together and applies the payload, as a device would: each new
 // partition has to come out, and what its COW takes is told in the manifest.
 func (p *Plan) Join(ctx context.Context, results Results) (_ *Payload, err error) {
-	out := &Payload{Manifest: p.manifest()}
+	out := &Payload{Manifest: proto.Clone(p.manifest).(*pb.DeltaArchiveManifest)}
 	if out.blobs, err = spool(p.o.Spool); err != nil {
 		return nil, err
 	}
@@ -70,31 +70,28 @@ func spool(folder string) (*os.File, error) {
 	return f, nil
 }
 
-func (p *Plan) manifest() *pb.DeltaArchiveManifest {
-	m := &pb.DeltaArchiveManifest{BlockSize: proto.Uint32(blockSize), MinorVersion: proto.Uint32(p.o.Minor)}
-	if p.o.Timestamp != 0 {
-		m.MaxTimestamp = proto.Int64(p.o.Timestamp)
+// manifest is that of the payload, without partitions.
+func (o *Options) manifest() *pb.DeltaArchiveManifest {
+	m := &pb.DeltaArchiveManifest{BlockSize: proto.Uint32(blockSize), MinorVersion: proto.Uint32(o.Minor)}
+	if o.Timestamp != 0 {
+		m.MaxTimestamp = proto.Int64(o.Timestamp)
 	}
-	if p.o.SecurityPatch != "" {
-		m.SecurityPatchLevel = proto.String(p.o.SecurityPatch)
+	if o.SecurityPatch != "" {
+		m.SecurityPatchLevel = proto.String(o.SecurityPatch)
 	}
-	if p.o.Partial {
+	if o.Partial {
 		m.PartialUpdate = proto.Bool(true)
 	}
-	if p.o.Dynamic != nil {
-		m.DynamicPartitionMetadata = proto.Clone(p.o.Dynamic).(*pb.DynamicPartitionMetadata)
+	if o.Dynamic != nil {
+		m.DynamicPartitionMetadata = proto.Clone(o.Dynamic).(*pb.DynamicPartitionMetadata)
 	}
 	return m
 }
 
 func (p *Plan) joinPartition(ctx context.Context, out *Payload, i int, results Results) error {
-	plan, part := &p.Partitions[i], p.o.Partitions[i]
-	u, err := newUpdate(plan, part)
-	if err != nil {
-		return err
-	}
-	out.Manifest.Partitions = append(out.Manifest.Partitions, u)
+	plan, part, u := &p.Partitions[i], p.o.Partitions[i], out.Manifest.Partitions[i]
 	var moves []move
+	var err error
 	for j := range plan.Items {
 		it := &plan.Items[j]
 		op := &pb.InstallOperation{DstExtents: extents(it.Dst)}
@@ -125,6 +122,7 @@ func (p *Plan) joinPartition(ctx context.Context, out *Payload, i int, results R
 	return nil
 }
 
+// newUpdate is a partition without operations.
 func newUpdate(plan *PartitionPlan, part Partition) (*pb.PartitionUpdate, error) {
 	u := &pb.PartitionUpdate{PartitionName: proto.String(plan.Name)}
 	var err error

@@ -1,6 +1,8 @@
 package generate
 
 import (
+	"archive/zip"
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -128,4 +130,19 @@ func TestMergeOrder(t *testing.T) {
 	if got := mergeOrder(ring); len(got) != 1 || got[0].xor {
 		t.Errorf("expected the copy to stay, found %+v", got)
 	}
+}
+
+func zipOf(t testing.TB, entries map[string][]byte) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	z := zip.NewWriter(&b)
+	for name, data := range entries {
+		w, err := z.Create(name)
+		if err == nil {
+			_, err = w.Write(data)
+		}
+		must(t, err)
+	}
+	must(t, z.Close())
+	return b.Bytes()
 }

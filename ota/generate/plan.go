@@ -13,6 +13,7 @@ import (
 
 	"cowbird/cow"
 	"cowbird/cow/filemap"
+	"cowbird/formats/payload/pb"
 )
 
 // Range is consecutive blocks of a partition.
@@ -79,11 +80,10 @@ type PartitionPlan struct {
 
 // Plan is a payload before its operations are made.
 type Plan struct {
-	Format     int             `json:"format"`
-	Settings   string          `json:"settings"` // what all items depend on
-	Partitions []PartitionPlan `json:"partitions"`
+	Partitions []PartitionPlan
 
-	o *Options
+	o        *Options
+	manifest *pb.DeltaArchiveManifest // without operations
 }
 
 // planFormat changes whenever the same images would give other items or results.
@@ -99,13 +99,18 @@ func NewPlan(ctx context.Context, o Options) (*Plan, error) {
 	if err := o.check(); err != nil {
 		return nil, err
 	}
-	p := &Plan{Format: planFormat, Settings: o.settings(), o: &o}
+	p := &Plan{o: &o, manifest: o.manifest()}
 	for _, part := range o.Partitions {
 		pp, err := planPartition(ctx, &o, part)
 		if err != nil {
 			return nil, fmt.Errorf("partition %s: %w", part.Name, err)
 		}
 		p.Partitions = append(p.Partitions, *pp)
+		u, err := newUpdate(pp, part)
+		if err != nil {
+			return nil, err
+		}
+		p.manifest.Partitions = append(p.manifest.Partitions, u)
 	}
 	return p, p.identify(ctx)
 }

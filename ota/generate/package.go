@@ -1,0 +1,116 @@
+package generate
+
+import (
+	"archive/zip"
+	"bytes"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"path"
+	"strings"
+
+	"google.golang.org/protobuf/proto"
+
+	"cowbird/formats/payload"
+	"cowbird/formats/payload/pb"
+)
+
+const (
+	streamingFiles = "ota-streaming-property-files"
+	allFiles       = "ota-property-files"
+	// reserved is how long a list of property files is, with spaces at its end: the
+	// lists are in files whose place they tell.
+	reserved = 400
+)
+
+// WritePackage writes an OTA zip with a payload of size bytes and what it is for.
+// Everything is stored, so that it can be streamed; times are not told.
+func WritePackage(out io.Writer, f io.ReaderAt, size int64, w *Written, metadata *pb.OtaMetadata) error {
+	m, err := payload.Read(io.NewSectionReader(f, 0, size), size, payload.Limits{})
+	if err != nil {
+		return err
+	}
+	z := &zipWriter{}
+	z.Writer = zip.NewWriter(io.MultiWriter(out, &z.at))
+	crc := crc32.NewIEEE()
+	if _, err := io.Copy(crc, io.NewSectionReader(f, 0, size)); err != nil {
+		return err
+	}
+	if err := z.store(payload.EntryName, io.NewSectionReader(f, 0, size), size, crc.Sum32()); err != nil {
+		return err
+	}
+	if err := z.bytes(payload.PropertiesName, w.Properties.Append(nil)); err != nil {
+		return err
+	}
+	meta := proto.Clone(metadata).(*pb.OtaMetadata)
+	meta.PropertyFiles = map[string]string{streamingFiles: strings.Repeat(" ", reserved), allFiles: strings.Repeat(" ", reserved)}
+	text, message, err := forms(meta)
+	if err != nil {
+		return err
+	}
+	textAt := int64(z.at) + entryHead(payload.MetadataTextName)
+	messageAt := textAt + int64(len(text)) + entryHead(payload.MetadataName)
+	list := z.list + entry(payload.MetadataTextName, textAt, len(text)) + entry(payload.MetadataName, messageAt, len(message))
+	blobs := m.BlobOffset()
+	meta.PropertyFiles[streamingFiles] = padded(list)
+	meta.PropertyFiles[allFiles] = padded(fmt.Sprintf("payload_metadata.bin:%d:%d,", entryHead(payload.EntryName), blobs) + list)
+	if text, message, err = forms(meta); err != nil {
+		return err
+	}
+	if err := z.bytes(payload.MetadataTextName, text); err != nil {
+		return err
+	}
+	if err := z.bytes(payload.MetadataName, message); err != nil {
+		return err
+	}
+	return z.Close()
+}
+
+func forms(m *pb.OtaMetadata) (text, message []byte, err error) {
+	message, err = proto.MarshalOptions{Deterministic: true}.Marshal(m)
+	return payload.AppendMetadataText(nil, m), message, err
+}
+
+func padded(list string) string {
+	list = strings.TrimSuffix(list, ",")
+	return list + strings.Repeat(" ", max(0, reserved-len(list)))
+}
+
+func entry(name string, at int64, size int) string {
+	return fmt.Sprintf("%s:%d:%d,", path.Base(name), at, size)
+}
+
+// entryHead is what comes before a stored entry's data, in bytes.
+func entryHead(name string) int64 { return 30 + int64(len(name)) }
+
+type counter int64
+
+func (c *counter) Write(b []byte) (int, error) {
+	*c += counter(len(b))
+	return len(b), nil
+}
+
+type zipWriter struct {
+	*zip.Writer
+	at   counter
+	list string // of property files so far
+}
+
+func (z *zipWriter) bytes(name string, b []byte) error {
+	return z.store(name, bytes.NewReader(b), int64(len(b)), crc32.ChecksumIEEE(b))
+}
+
+func (z *zipWriter) store(name string, r io.Reader, size int64, crc uint32) error {
+	w, err := z.CreateRaw(&zip.FileHeader{Name: name, Method: zip.Store, CRC32: crc, CompressedSize64: uint64(size), UncompressedSize64: uint64(size)})
+	if err == nil {
+		err = z.Flush()
+	}
+	if err != nil {
+		return err
+	}
+	z.list += entry(name, int64(z.at), int(size))
+	if _, err = io.Copy(w, r); err == nil {
+		err = z.Flush()
+	}
+	return err
+}
