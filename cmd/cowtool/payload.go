@@ -23,7 +23,7 @@ type payloads struct {
 func payloadCommand(c *common) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "payload",
-		Short: "Look into and apply the payloads of A/B updates",
+		Short: "Make, look into and apply the payloads of A/B updates",
 		Long: `A payload (payload.bin) is what an A/B update consists of: operations that make
 new partitions, out of its own data or out of the old partitions. PAYLOAD is one,
 or an OTA zip with one inside, which is not unpacked.
@@ -32,9 +32,11 @@ Partitions are named by patterns, as a shell's: --partition 'system*'.`,
 		Example: `  cowtool payload info ota.zip
   cowtool payload verify --key otacerts.zip ota.zip
   cowtool payload extract -o new --partition boot,'vendor*' full.zip
-  cowtool payload apply --old old -o new delta.zip`,
+  cowtool payload apply --old old -o new delta.zip
+  cowtool payload create -o delta.zip --key release.pem --old old new`,
 	}
-	cmd.AddCommand(payloadInfoCommand(c), payloadListCommand(c), payloadStatsCommand(c), payloadApplyCommand(c), payloadExtractCommand(c), payloadVerifyCommand(c), payloadMapCommand(c))
+	cmd.AddCommand(payloadInfoCommand(c), payloadListCommand(c), payloadStatsCommand(c), payloadApplyCommand(c), payloadExtractCommand(c), payloadVerifyCommand(c), payloadMapCommand(c),
+		payloadCreateCommand(c), payloadPlanCommand(c), payloadRunCommand(c), payloadJoinCommand(c), payloadSignCommand(c))
 	return cmd
 }
 

@@ -48,28 +48,54 @@ func (p *Plan) runAll(parent context.Context) (map[string]*Result, error) {
 		}
 	}
 	report(0)
+	err := p.each(parent, work, func(ctx context.Context, t Task) error {
+		r, err := p.Run(ctx, t.Partition, t.Item)
+		if err != nil {
+			return err
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		results[t.Item.ID] = r
+		report(t.Item.bytes())
+		return nil
+	})
+	return results, err
+}
+
+// RunTasks runs tasks as RunTask does, as many at a time as there are workers and as
+// memory allows, except for those that are made, and saves what comes out. Both functions
+// may be called concurrently.
+func (p *Plan) RunTasks(ctx context.Context, tasks []Task, save func(Task, []byte) error, made func(Task) bool) error {
+	return p.each(ctx, tasks, func(ctx context.Context, t Task) error {
+		if made(t) {
+			return nil
+		}
+		b, err := p.RunTask(ctx, t)
+		if err != nil {
+			return err
+		}
+		return save(t, b)
+	})
+}
+
+func (p *Plan) each(parent context.Context, tasks []Task, do func(context.Context, Task) error) error {
 	room := semaphore.NewWeighted(p.o.Memory)
 	g, ctx := errgroup.WithContext(parent)
 	g.SetLimit(p.o.Workers)
-	for _, t := range work {
+	for _, t := range tasks {
 		need := min(t.need(), p.o.Memory)
 		if room.Acquire(ctx, need) != nil {
 			break
 		}
 		g.Go(func() error {
 			defer room.Release(need)
-			r, err := p.Run(ctx, t.Partition, t.Item)
-			if err != nil {
+			if err := do(ctx, t); err != nil {
 				return fmt.Errorf("partition %s, item %.12s: %w", p.Partitions[t.Partition].Name, t.Item.ID, err)
 			}
-			mu.Lock()
-			defer mu.Unlock()
-			results[t.Item.ID] = r
-			report(t.Item.bytes())
 			return nil
 		})
 	}
-	return results, cmp.Or(g.Wait(), context.Cause(parent))
+	return cmp.Or(g.Wait(), context.Cause(parent))
 }
 
 // resultHeader is what comes before a result's data: a line of JSON behind its length,

@@ -1,0 +1,142 @@
+package main
+
+import (
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"os"
+	"strings"
+	"testing"
+
+	"cowbird/ota/generate"
+)
+
+// newImagesBox has two builds of one partition each.
+func newImagesBox(t *testing.T) box {
+	b := newBox(t)
+	for _, dir := range []string{"v1", "v2"} {
+		if err := os.Mkdir(b.path(dir), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.write("v1/system.img", b.read("base"))
+	b.write("v2/system.img", b.target)
+	return b
+}
+
+// A payload of images gives the images: full, as a delta, and in a signed zip.
+func TestPayloadCreate(t *testing.T) {
+	b := newImagesBox(t)
+	b.write("key.pem", []byte(testPrivateKey(t)))
+	public(t, b)
+	b.run("payload create -q --effort fast -o @full.bin @v2")
+	b.run("payload extract -q -o @out @full.bin")
+	b.same("out/system.img", b.target)
+	b.run("payload create -q --effort fast -o @ota.zip --key @key.pem --timestamp 7 --device bird,robin --to-build x/2 --wipe --group main:16M:system --vabc lz4 --old @v1 @v2")
+	b.run("payload verify -q --key @key.pub @ota.zip")
+	b.run("payload apply -q --old @v1 -o @new @ota.zip")
+	b.same("new/system.img", b.target)
+	info := b.run("payload info @ota.zip")
+	for _, want := range []string{"bird robin", "x/2", "wipes the user's data", "COW_COPY", "estimated cow"} {
+		if !strings.Contains(info, want) {
+			t.Errorf("expected %q, found %s", want, info)
+		}
+	}
+	for _, line := range []string{
+		"payload create -o @x.bin --minor 12 --old @v1 @v2", "payload create -o @x.bin --minor 4 @v2", "payload create -o @x.bin --vabc lz4 @v2",
+		"payload create -o @x.zip --signature-size 256 @v2", "payload create -o @x.bin --effort most @v2", "payload create -o @x.bin @absent",
+		"payload create -o @x.bin --group main:1 @v2", "payload create -o @x.bin --key @base @v2",
+	} {
+		if code, _, errs := b.try(line); code == 0 || errs == "" {
+			t.Errorf("%s: expected an error, found none", line)
+		}
+	}
+	if _, err := os.Stat(b.path("x.bin")); err == nil {
+		t.Error("expected no output of what failed")
+	}
+}
+
+// Items that are made by themselves give the same payload; what is missing is named.
+func TestPayloadFarm(t *testing.T) {
+	b := newImagesBox(t)
+	b.run("payload create -q --effort fast --chunk 64K -o @one.bin --old @v1 @v2")
+	items := strings.Fields(b.run("payload plan -q --effort fast --chunk 64K -o @plan --old @v1 @v2"))
+	if len(items) < 2 {
+		t.Fatalf("expected items, found %v", items)
+	}
+	images := " --plan @plan --results @results --old @v1 --new @v2"
+	b.run("payload run" + images + " " + items[0])
+	if code, _, errs := b.try("payload join -q -o @farm.bin" + images); code == 0 || !strings.Contains(errs, items[1][:12]) && !strings.Contains(errs, "cowtool payload run") {
+		t.Errorf("expected the missing item and what to do, found %d, %s", code, errs)
+	}
+	b.run("payload run" + images + " --part 0 --of 2")
+	b.run("payload run" + images + " --part 1 --of 2")
+	b.run("payload join -q -o @farm.bin" + images)
+	b.same("farm.bin", b.read("one.bin"))
+	for _, line := range []string{"payload run" + images, "payload run" + images + " x", "payload run" + images + " --part 2 --of 2",
+		"payload run --plan @plan --results @results --new @v2 " + items[0], "payload join -o @x --plan @base --results @results --new @v2"} {
+		if code, _, errs := b.try(line); code == 0 || errs == "" {
+			t.Errorf("%s: expected an error, found none", line)
+		}
+	}
+}
+
+// What is signed in two steps is what is signed at once.
+func TestPayloadSign(t *testing.T) {
+	b := newImagesBox(t)
+	b.write("key.pem", []byte(testPrivateKey(t)))
+	public(t, b)
+	b.run("payload create -q --effort fast -o @once.bin --key @key.pem @v2")
+	var facts payloadReport
+	out := strings.Split(strings.TrimSpace(b.run("payload create -q --json --effort fast -o @later.bin --signature-size 256 --digests @digests @v2")), "\n")
+	if err := json.Unmarshal([]byte(out[len(out)-1]), &facts); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"metadata", "payload"} {
+		b.write(name+".sig", signWith(t, b.read("key.pem"), b.read("digests/"+name+".sha256")))
+	}
+	b.run("payload sign -q --metadata-signature @metadata.sig --payload-signature @payload.sig @later.bin")
+	b.same("later.bin", b.read("once.bin"))
+	b.run("payload verify -q --key @key.pub @later.bin")
+	if code, _, errs := b.try("payload sign --metadata-signature @metadata.sig --payload-signature @base @later.bin"); code == 0 || errs == "" {
+		t.Error("a signature that is too long: expected an error, found none")
+	}
+}
+
+func testPrivateKey(t *testing.T) string {
+	t.Helper()
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)}))
+}
+
+// public writes key.pub for key.pem.
+func public(t *testing.T, b box) {
+	t.Helper()
+	k, err := generate.ParsePrivateKey(b.read("key.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKIXPublicKey(k.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.write("key.pub", pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))
+}
+
+func signWith(t *testing.T, key, digest []byte) []byte {
+	t.Helper()
+	k, err := generate.ParsePrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := k.Sign([32]byte(digest))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
