@@ -43,7 +43,7 @@ bytes: the difference to 4 KiB of the base from any byte on. How hard it looks:
   --effort fast     whole blocks: copies, and xor with the block that lies between
                     the sources of a block's copied neighbours
   --effort default  also the files of both images that are versions of each other
-                    (ext4), by path or nearly so, and then the whole base, by
+                    (ext4, erofs), by path or nearly so, and then the whole base, by
                     contents, at any byte; a run of blocks is stored as it is
                     where that is smaller
   --effort max      four times as many sources tried; each unit compressed with
