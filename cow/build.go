@@ -71,7 +71,7 @@ type BuildStats struct {
 //
 // It reads base and target about twice, new blocks and their sources some times
 // more, and keeps up to 56 bytes a block plus about 4 MiB a worker. To look for
-// deltas takes up to 32 MiB more, and 8 MiB a worker, but not at the same time
+// deltas takes up to 16 MiB more, and 8 MiB a worker, but not at the same time
 // as the most of that.
 //
 // The stages: classify (which blocks are new), findSources (whole blocks that

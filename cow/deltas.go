@@ -34,7 +34,7 @@ func (e Effort) tries() (compared, compressed int) {
 // of all of it.
 const (
 	kinAnchors  = 1 << 19
-	baseAnchors = 1 << 21
+	baseAnchors = 1 << 20
 	// largeKin is the size from which on a file is searched by all workers.
 	largeKin = 1 << 20
 )

@@ -136,13 +136,14 @@ func (b *bench) overlay() (string, error) {
 	return list, os.WriteFile(list, data, 0o644)
 }
 
-// programs makes an image with our programs.
+// programs makes an image with our programs, without debug information, which is
+// compressed.
 func (b *bench) programs(img string, flags ...string) error {
 	tree := img + ".tree"
 	if err := os.MkdirAll(tree, 0o755); err != nil {
 		return err
 	}
-	build := append(append([]string{"build", "-trimpath", "-buildvcs=false"}, flags...), "-o", tree+"/", "./cmd/cowtool", "./cmd/otactl", "./cmd/snapuserd")
+	build := append(append([]string{"build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w"}, flags...), "-o", tree+"/", "./cmd/cowtool", "./cmd/otactl", "./cmd/snapuserd")
 	if _, err := seconds("go", build...); err != nil {
 		return err
 	}
