@@ -37,11 +37,20 @@ type BuildOptions struct {
 	ScratchSize uint32
 	// NoXor makes do without xor ops, for devices that do not know them.
 	NoXor bool
+	// Effort is how hard to look for deltas, Kin where to look first.
+	Effort Effort
+	Kin    []Kin
+	// NewTrial makes compressors that only compare sources with each other; nil
+	// means NewCompressor. Faster ones save time and cost some bytes.
+	NewTrial func() (func(dst, unit []byte) ([]byte, error), error)
+	// OnOp is called with each op that is written and the bytes that are stored
+	// for it, in the order of the file, by one goroutine at a time.
+	OnOp func(o cowfile.Op, stored int)
 	// Workers is the number of goroutines that hash and compress; 0 means
 	// one a CPU. The output does not depend on it.
 	Workers int
 	// OnProgress is called with work done and to do, in bytes of the target
-	// counted twice: read once, written once.
+	// counted three times: read, looked for, written.
 	OnProgress func(done, total int64)
 }
 
@@ -50,7 +59,9 @@ type BuildOptions struct {
 type BuildStats struct {
 	Contents
 	UnchangedBlocks int `json:"unchanged_blocks"`
-	CyclesBroken    int `json:"cycles_broken"` // replaced because a merge could not order them
+	CyclesBroken    int `json:"cycles_broken"` // blocks replaced because a merge could not order them
+	// CycleBytes is what those cost, about.
+	CycleBytes int64 `json:"cycle_bytes"`
 }
 
 // Build compares two images and writes the COW that turns Base into Target to
@@ -58,18 +69,20 @@ type BuildStats struct {
 // tells what the COW would take; an out that is Bounded and too small is
 // cowfile.ErrNoSpace, with the bytes that are needed.
 //
-// It reads base and target twice at most, and keeps up to 56 bytes a block plus
-// about 4 MiB a worker.
+// It reads base and target about twice, new blocks and their sources some times
+// more, and keeps up to 56 bytes a block plus about 4 MiB a worker. To look for
+// deltas takes up to 16 MiB more, and 8 MiB a worker, but not at the same time
+// as the most of that.
 //
 // The stages: classify (which blocks are new), findSources (whole blocks that
 // the base has elsewhere), findDeltas (blocks that are a changed version of a
-// block of the base), orderOps (a merge order, breaking cycles), emit.
+// stretch of the base), orderOps (a merge order, breaking cycles), emit.
 func Build(ctx context.Context, out io.WriterAt, o BuildOptions) (BuildStats, error) {
 	if err := o.complete(); err != nil {
 		return BuildStats{}, err
 	}
 	b := &builder{o: o, n: o.Target.blocks()}
-	b.progress.total = 2 * o.Target.Size
+	b.progress.total = 3 * o.Target.Size
 	b.progress.report = o.OnProgress
 	for _, stage := range []func(context.Context) error{b.classify, b.findSources, b.findDeltas, b.orderOps} {
 		if err := stage(ctx); err != nil {
@@ -98,6 +111,9 @@ func (o *BuildOptions) complete() error {
 	}
 	return checkUnit(o.MaxUnit, o.Version)
 }
+
+// deltaWork is what findDeltas counts as progress.
+func (b *builder) deltaWork() int64 { return b.o.Target.Size }
 
 func defaultUnit(version int) int {
 	if version < 3 {
@@ -135,6 +151,9 @@ type builder struct {
 
 	kind   []kind   // by target block
 	source []uint32 // by target block: base block of a copied or changed one
+	shifts []uint16 // by target block: bytes behind that; nil: all 0
+
+	own, delta []uint16 // by target block: see findDeltas; nil with EffortFast
 
 	hashes struct{ base, target []uint64 } // by block; only until findSources
 	order  []uint32                        // target blocks of ordered ops, in merge order

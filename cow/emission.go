@@ -52,6 +52,7 @@ type emission struct {
 	out      *fitted // nil: the output has no end
 	contents Contents
 	progress *progressCounter
+	onOp     func(o cowfile.Op, stored int) // or nil
 }
 
 // newEmission begins a COW. Its header comes last: until then the output is no
@@ -99,6 +100,9 @@ func (e *emission) add(o cowfile.Op, stored []byte) error {
 		return writing(err)
 	}
 	e.contents.count(o, len(stored))
+	if e.onOp != nil {
+		e.onOp(o, len(stored))
+	}
 	e.progress.add(int64(o.Blocks()) * blockSize)
 	return nil
 }

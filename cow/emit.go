@@ -3,6 +3,7 @@ package cow
 import (
 	"context"
 	"crypto/subtle"
+	"fmt"
 	"io"
 
 	"cowbird/formats/cowfile"
@@ -20,7 +21,7 @@ func (b *builder) emit(ctx context.Context, out io.WriterAt) error {
 	if err != nil {
 		return err
 	}
-	e.progress = &b.progress
+	e.progress, e.onOp = &b.progress, b.o.OnOp
 	p := pipeline{newEncoder: b.newEncoder, threads: b.o.Workers, maxUnit: b.o.MaxUnit, spare: blockSize}
 	k := -1
 	b.stats.Contents, err = e.run(ctx, &p, job{
@@ -79,7 +80,14 @@ func (b *builder) opAt(k int, units []cowfile.Op) cowfile.Op {
 	if b.kind[i] == copied {
 		return cowfile.Op{Type: cowfile.OpCopy, NewBlock: i, Source: uint64(b.source[i])}
 	}
-	return cowfile.Op{Type: cowfile.OpXor, NewBlock: i, Source: uint64(b.source[i]) * blockSize}
+	return cowfile.Op{Type: cowfile.OpXor, NewBlock: i, Source: uint64(b.source[i])*blockSize + uint64(b.shift(int(i)))}
+}
+
+func readSource(base Image, buf []byte, off int64) error {
+	if err := readFull(base.R, buf, off); err != nil {
+		return fmt.Errorf("base image: %w", err)
+	}
+	return nil
 }
 
 // fill reads the unit of an op from the images.
@@ -89,7 +97,7 @@ func (b *builder) fill(o cowfile.Op, buf []byte) ([]byte, error) {
 		return nil, err
 	}
 	if o.Type == cowfile.OpXor {
-		if _, err := readBlocks(b.o.Base, "base", int(o.Source/blockSize), source); err != nil {
+		if err := readSource(b.o.Base, source, int64(o.Source)); err != nil {
 			return nil, err
 		}
 		subtle.XORBytes(unit, unit, source)

@@ -58,8 +58,10 @@ func checkOrder(t rapid.TB, b *builder) {
 		if b.kind[i].ordered() && place[i] == 0 {
 			t.Fatalf("block %d is not in the order", i)
 		}
-		if s, ok := b.successor(i); ok && b.kind[i].ordered() && place[i] >= place[s] {
-			t.Fatalf("block %d is merged at %d, after block %d at %d, which it reads", i, place[i], s, place[s])
+		for slot := range 2 {
+			if s, ok := b.successor(i, slot); ok && b.kind[i].ordered() && place[i] >= place[s] {
+				t.Fatalf("block %d is merged at %d, after block %d at %d, which it reads", i, place[i], s, place[s])
+			}
 		}
 	}
 }

@@ -7,12 +7,9 @@ import (
 )
 
 // orderOps finds a merge order for the copied and changed blocks: each must be
-// merged before the block that it reads is overwritten by another ordered op.
-// (Replaced and zero blocks are merged later anyway.)
-//
-// Each op reads one block, so that it must precede at most one other op, and
-// the cycles are disjoint rings: replacing one block of each is necessary and
-// enough. The block replaced is the one that compresses best.
+// merged before a block that it reads is overwritten by another ordered op.
+// (Replaced and zero blocks are merged later anyway.) Where there is none,
+// breakCycles replaces blocks.
 func (b *builder) orderOps(ctx context.Context) error {
 	if err := b.breakCycles(); err != nil {
 		return err
@@ -36,73 +33,21 @@ func (b *builder) orderOps(ctx context.Context) error {
 // long as the snapshot is mapped; its budget is a byte an op.
 const opsPerRun = 14
 
-// successor is the ordered op that overwrites what block i's op reads.
-func (b *builder) successor(i int) (int, bool) {
-	s := int(b.source[i])
-	return s, s < b.n && b.kind[s].ordered()
+// successor is an ordered op that overwrites what block i's op reads: the first
+// block (slot 0), or the second one (slot 1), which only an xor op at a byte
+// offset has. An op may read the block that it writes; that is no successor.
+func (b *builder) successor(i, slot int) (int, bool) {
+	s := int(b.source[i]) + slot
+	return s, s < b.n && s != i && b.kind[s].ordered() && (slot == 0 || b.shift(i) > 0)
 }
 
-func (b *builder) breakCycles() error {
-	const (
-		unseen uint8 = iota
-		onPath
-		finished
-	)
-	state := make([]uint8, b.n)
-	var path []int
-	for i := range b.n {
-		if !b.kind[i].ordered() || state[i] != unseen {
-			continue
-		}
-		path = path[:0]
-		at, more := i, true
-		for more && state[at] == unseen {
-			state[at] = onPath
-			path = append(path, at)
-			at, more = b.successor(at)
-		}
-		if more && state[at] == onPath {
-			for path[0] != at {
-				state[path[0]] = finished
-				path = path[1:]
-			}
-			if err := b.replaceOne(path); err != nil {
-				return err
-			}
-		}
-		for _, p := range path {
-			state[p] = finished
-		}
+// shift is how many bytes behind the beginning of its source block a block's op
+// reads.
+func (b *builder) shift(i int) int {
+	if b.shifts == nil || b.kind[i] != changed {
+		return 0
 	}
-	return nil
-}
-
-// maxWeighed bounds the blocks of a ring that are compressed to find the
-// smallest.
-const maxWeighed = 64
-
-func (b *builder) replaceOne(ring []int) error {
-	enc, err := b.newEncoder()
-	if err != nil {
-		return err
-	}
-	best, bestSize := ring[0], int(^uint(0)>>1)
-	buf := make([]byte, blockSize)
-	for _, i := range ring[:min(len(ring), maxWeighed)] {
-		if _, err := readBlocks(b.o.Target, "target", i, buf); err != nil {
-			return err
-		}
-		stored, _, err := enc.Encode(buf)
-		if err != nil {
-			return err
-		}
-		if len(stored) < bestSize || len(stored) == bestSize && i < best {
-			best, bestSize = i, len(stored)
-		}
-	}
-	b.kind[best] = fresh
-	b.stats.CyclesBroken++
-	return nil
+	return int(b.shifts[i])
 }
 
 // orderer sorts ops topologically, in an order that merges well: in batches
@@ -155,8 +100,10 @@ func (o *orderer) reset() {
 	for i := range o.b.n {
 		if o.b.kind[i].ordered() {
 			total++
-			if w, ok := o.b.successor(i); ok {
-				o.waits[w]++
+			for slot := range 2 {
+				if w, ok := o.b.successor(i, slot); ok {
+					o.waits[w]++
+				}
 			}
 		}
 	}
@@ -208,9 +155,7 @@ func (o *orderer) waves() {
 		add()
 		slices.Sort(wave)
 		for _, i := range longRuns(wave, o.neighbours) {
-			if s, ok := o.take(int(i)); ok {
-				freed = append(freed, uint32(s))
-			}
+			freed = o.take(int(i), freed)
 		}
 	}
 }
@@ -232,24 +177,42 @@ func longRuns(wave []uint32, neighbours int) []uint32 {
 }
 
 // chains counts, by target block, the ordered ops that must wait for its op, one
-// after the other.
+// after the other, at most.
 func (o *orderer) chains() []uint32 {
 	behind := make([]uint32, o.b.n)
 	seen := make([]bool, o.b.n)
-	var path []int
+	var path []hop
 	for i := range o.b.n {
-		path = path[:0]
-		for at, ok := i, o.b.kind[i].ordered(); ok && !seen[at]; at, ok = o.b.successor(at) {
-			seen[at] = true
-			path = append(path, at)
+		if !o.b.kind[i].ordered() || seen[i] {
+			continue
 		}
-		for _, at := range slices.Backward(path) {
-			if s, ok := o.b.successor(at); ok {
-				behind[at] = behind[s] + 1
+		seen[i] = true
+		path = append(path[:0], hop{block: i})
+		for len(path) > 0 {
+			top := &path[len(path)-1]
+			if top.slot == 2 {
+				behind[top.block] = o.chain(top.block, behind)
+				path = path[:len(path)-1]
+				continue
+			}
+			s, ok := o.b.successor(top.block, top.slot)
+			top.slot++
+			if ok && !seen[s] {
+				seen[s] = true
+				path = append(path, hop{block: s})
 			}
 		}
 	}
 	return behind
+}
+
+func (o *orderer) chain(i int, behind []uint32) (longest uint32) {
+	for slot := range 2 {
+		if s, ok := o.b.successor(i, slot); ok {
+			longest = max(longest, behind[s]+1)
+		}
+	}
+	return longest
 }
 
 // direction is that of the first sweep: downwards, −1, if most blocks move up.
@@ -279,7 +242,7 @@ func (o *orderer) sweep(step int) (taken int) {
 	}
 	for ; i >= 0 && i < o.b.n; i += step {
 		if o.free(i) {
-			o.take(i)
+			o.take(i, nil)
 			taken++
 		}
 	}
@@ -294,8 +257,8 @@ func (o *orderer) takeRun(start int) {
 		step = -1
 	}
 	for i := start; ; i += step {
-		if s, ok := o.take(i); ok {
-			heap.Push(&o.ready, uint32(s))
+		for _, s := range o.take(i, nil) {
+			heap.Push(&o.ready, s)
 		}
 		if step == 1 && i == start && !o.free(i+1) && o.free(i-1) {
 			step = -1
@@ -310,16 +273,18 @@ func (o *orderer) free(i int) bool {
 	return i >= 0 && i < o.b.n && o.b.kind[i].ordered() && !o.done[i] && o.waits[i] == 0
 }
 
-// take returns the op that this makes free, if there is one.
-func (o *orderer) take(i int) (freed int, ok bool) {
+// take appends to freed the ops that this makes free.
+func (o *orderer) take(i int, freed []uint32) []uint32 {
 	o.b.order = append(o.b.order, uint32(i))
 	o.done[i] = true
-	s, ok := o.b.successor(i)
-	if !ok {
-		return 0, false
+	for slot := range 2 {
+		if s, ok := o.b.successor(i, slot); ok {
+			if o.waits[s]--; o.waits[s] == 0 {
+				freed = append(freed, uint32(s))
+			}
+		}
 	}
-	o.waits[s]--
-	return s, o.waits[s] == 0
+	return freed
 }
 
 // chainHeap gives the op with the longest chain behind it first.

@@ -45,6 +45,7 @@ gcc                     gcc
 /usr/include/stdlib.h   libc6-dev
 bpfmt                   blueprint-tools
 debugfs                 e2fsprogs
+mkfs.erofs              erofs-utils
 lz4                     lz4
 qemu-img                qemu-utils
 nbdinfo                 libnbd-bin

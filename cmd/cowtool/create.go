@@ -20,6 +20,8 @@ type create struct {
 	noXor   bool
 	scratch cli.Size
 	workers int
+	effort  string
+	explain bool
 }
 
 func createCommand(c *common) *cobra.Command {
@@ -35,12 +37,29 @@ the default is not wanted. Larger units (4K to 256K) compress better and make
 small reads of the snapshot slower. Format v2 is for daemons before Android 15;
 its unit is 4K.
 
+Data that the base does not have as whole blocks become xor ops where that saves
+bytes: the difference to 4 KiB of the base from any byte on. How hard it looks:
+
+  --effort fast     whole blocks: copies, and xor with the block that lies between
+                    the sources of a block's copied neighbours
+  --effort default  also the files of both images that are versions of each other
+                    (ext4, erofs), by path or nearly so, and then the whole base, by
+                    contents, at any byte; a run of blocks is stored as it is
+                    where that is smaller
+  --effort max      four times as many sources tried; each unit compressed with
+                    several levels unless one is given; units of 256K unless
+                    --unit says otherwise
+
+--explain tells what the bytes are for, by cause and by file, and what a merge
+will read, write and need.
+
 The file appears under its name when it is complete. OUT may be a block device,
 which is written in place; one that is mounted, in use by another device or too
 small is refused. How much a COW takes, cowtool estimate tells beforehand.`,
 		Example: `  cowtool create -o update.cow old.img new.img
   cowtool create --compression zstd,9 --unit 128K -o small.cow old.img new.img
   cowtool create --format v2 --compression gz -o update.cow old.img new.img
+  cowtool create --effort max --compression zstd --explain -o small.cow old.img new.img
   cowtool create --json -o update.cow old.img new.img | tail -n 1 | jq .cow_size`,
 		Args:              cli.Args("BASE", "TARGET"),
 		ValidArgsFunction: fileArgs(2),
@@ -53,6 +72,8 @@ small is refused. How much a COW takes, cowtool estimate tells beforehand.`,
 	noXorFlag(cmd, &o.noXor)
 	scratchFlag(cmd, &o.scratch)
 	workersFlag(cmd, &o.workers)
+	effortFlag(cmd, &o.effort)
+	cmd.Flags().BoolVar(&o.explain, "explain", false, "tell what the bytes are for, by cause and by file")
 	return cmd
 }
 
@@ -83,8 +104,10 @@ func (o *create) options() (cow.BuildOptions, error) {
 		return cow.BuildOptions{}, err
 	}
 	b := cow.BuildOptions{Version: f.version, Compression: f.compression, MaxUnit: f.unit, NoXor: o.noXor, Workers: o.workers, ScratchSize: uint32(o.scratch)}
-	b.NewCompressor = func() (func(dst, unit []byte) ([]byte, error), error) { return f.compressor(f.compression, f.unit) }
-	return b, checkWorkers(o.workers)
+	if err := checkWorkers(o.workers); err != nil {
+		return b, err
+	}
+	return b, setEffort(&b, f, o.effort, o.form.given("unit"))
 }
 
 func (o *create) run(ctx context.Context, out cli.Output, base, target string) error {
@@ -100,11 +123,22 @@ func (o *create) run(ctx context.Context, out cli.Output, base, target string) e
 		return err
 	}
 	defer images.close()
+	known := useFiles(&build)
+	var x *explainer
+	if o.explain {
+		x = newExplainer(known, build.MaxUnit)
+		build.OnOp = x.op
+	}
 	stats, err := o.build(ctx, out, build)
 	if err != nil {
 		return fmt.Errorf("create %s: %w", o.out, err)
 	}
-	return reportCreate(out, o.out, stats, build.Target.Size)
+	var explained *explanation
+	if x != nil {
+		e := x.finish(stats)
+		explained = &e
+	}
+	return reportCreate(out, o.out, stats, build.Target.Size, explained)
 }
 
 // openPair opens the two images of a build.
@@ -152,15 +186,19 @@ func writeCow(path string, write func(to io.WriterAt, temporary string) error) e
 	return file.Commit()
 }
 
-func reportCreate(out cli.Output, name string, s cow.BuildStats, target int64) error {
+func reportCreate(out cli.Output, name string, s cow.BuildStats, target int64, e *explanation) error {
 	if out.JSON {
 		return out.Emit(struct {
 			Event string `json:"event"`
 			cow.BuildStats
-		}{"result", s})
+			Explanation *explanation `json:"explanation,omitempty"`
+		}{"result", s, e})
 	}
 	share := 100 * float64(s.CowSize) / float64(max(target, 1))
 	_, err := fmt.Fprintf(out.Stdout, "%s: %s, %.1f %% of the target; %d copy, %d xor, %d replace and %d zero ops; %d blocks unchanged\n",
 		name, cli.Bytes(s.CowSize), share, s.Copy, s.Xor, s.Replace, s.Zero, s.UnchangedBlocks)
-	return err
+	if err != nil || e == nil {
+		return err
+	}
+	return e.print(out.Stdout)
 }

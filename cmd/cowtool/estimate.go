@@ -46,6 +46,7 @@ it takes as long. A block device of so many bytes is large enough.`,
 	o.convert.form.flags(cmd, "that of create or convert")
 	noXorFlag(cmd, &o.create.noXor)
 	scratchFlag(cmd, &o.create.scratch)
+	effortFlag(cmd, &o.create.effort)
 	o.convert.ownFlags(cmd)
 	workersFlag(cmd, &o.convert.workers)
 	return cmd
@@ -79,6 +80,7 @@ func (o *estimate) ofCreate(ctx context.Context, out cli.Output, base, target st
 		return cow.Contents{}, err
 	}
 	defer images.close()
+	useFiles(&build)
 	meter := out.Meter("estimating")
 	defer meter.End()
 	build.OnProgress = meter.Update
@@ -89,6 +91,9 @@ func (o *estimate) ofCreate(ctx context.Context, out cli.Output, base, target st
 func (o *estimate) ofConvert(ctx context.Context, out cli.Output) (cow.Contents, error) {
 	if o.create.noXor {
 		return cow.Contents{}, cli.Usagef("--no-xor: a conversion keeps the ops that there are: leave --no-xor or --cow out")
+	}
+	if o.create.effort != "default" {
+		return cow.Contents{}, cli.Usagef("--effort: a conversion keeps the ops that there are: leave --effort or --cow out")
 	}
 	if o.create.scratch != cowfile.DefaultScratch {
 		return cow.Contents{}, cli.Usagef("--scratch: a conversion writes the usual area: leave --scratch or --cow out")

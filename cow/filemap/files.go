@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 
+	"cowbird/formats/erofs"
 	"cowbird/formats/ext4"
 )
 
@@ -25,6 +26,8 @@ type Extent struct {
 	Stored   int64 // bytes in the image; Length, but for compressed ones
 	// Compressed tells that the image holds the contents in compressed form.
 	Compressed bool
+	// Algorithm of what is compressed: 0 is LZ4; see formats/erofs.
+	Algorithm uint8
 }
 
 // File is a regular file of an image.
@@ -36,7 +39,9 @@ type File struct {
 
 // Map is what Files found in an image.
 type Map struct {
-	System string // "ext4", or "" for an image of no known file system
+	System string // "ext4", "erofs", or "" for an image of no known file system
+	// Padded tells that compressed extents have their data at the end, behind zeros.
+	Padded bool
 	Files  []File // by path, in byte order; a file with several names is there once
 }
 
@@ -45,6 +50,9 @@ type Map struct {
 func Files(r io.ReaderAt, size int64) (Map, error) {
 	m, err := ext4Files(r, size)
 	if errors.Is(err, ext4.ErrNotExt4) {
+		m, err = erofsFiles(r, size)
+	}
+	if errors.Is(err, erofs.ErrNotErofs) {
 		return Map{}, nil
 	}
 	if err != nil {
@@ -78,6 +86,30 @@ func ext4Files(r io.ReaderAt, size int64) (Map, error) {
 		extents := make([]Extent, len(f.Extents))
 		for i, e := range f.Extents {
 			extents[i] = Extent{Logical: e.Logical, Length: e.Length, Physical: e.Physical, Stored: e.Length}
+		}
+		m.Files = append(m.Files, File{f.Path, f.Size, extents})
+		return budget.take(1 + len(extents))
+	})
+	if err != nil {
+		return Map{}, err
+	}
+	return m, nil
+}
+
+func erofsFiles(r io.ReaderAt, size int64) (Map, error) {
+	fs, err := erofs.Open(r, size)
+	if err != nil {
+		return Map{}, err
+	}
+	m := Map{System: "erofs", Padded: fs.Padded}
+	var budget extentBudget
+	err = fs.Walk(func(f erofs.File) error {
+		if f.LinkTo != "" || len(f.Extents) == 0 {
+			return nil
+		}
+		extents := make([]Extent, len(f.Extents))
+		for i, e := range f.Extents {
+			extents[i] = Extent{e.Logical, e.Length, e.Physical, e.Stored, e.Compressed, e.Algorithm}
 		}
 		m.Files = append(m.Files, File{f.Path, f.Size, extents})
 		return budget.take(1 + len(extents))

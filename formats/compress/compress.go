@@ -88,3 +88,25 @@ func newStream(open func(io.Writer) (resetWriter, error)) (Func, error) {
 		return buf.Bytes(), err
 	}, err
 }
+
+// Smallest returns a compressor that tries all of some, and takes the shortest
+// outcome, the first one among equals.
+func Smallest(all ...Func) Func {
+	if len(all) == 1 {
+		return all[0]
+	}
+	var spare []byte
+	return func(dst, unit []byte) ([]byte, error) {
+		start := len(dst)
+		for k, f := range all {
+			out, err := f(spare[:0], unit)
+			if err != nil {
+				return nil, err
+			}
+			if spare = out; k == 0 || len(out) < len(dst)-start {
+				dst = append(dst[:start], out...)
+			}
+		}
+		return dst, nil
+	}
+}

@@ -53,6 +53,7 @@ type part struct {
 var parts = []part{
 	{"create", (*bench).create},
 	{"size", (*bench).sizes},
+	{"deltas", (*bench).deltas},
 	{"read", (*bench).reads},
 	{"fuse", (*bench).fuseTable},
 	{"merge", (*bench).merge},
