@@ -44,7 +44,7 @@ func Open(r io.ReaderAt, size int64) (*FS, error) {
 		return nil, err
 	}
 	if m := le32(b, 0); m != superMagic {
-		return nil, refuse(ErrNotErofs, "superblock: magic", fmt.Sprintf("%#x", superMagic), fmt.Sprintf("%#x", m))
+		return nil, refuse(ErrNotErofs, "superblock: magic", fmt.Sprintf("%#x", uint32(superMagic)), fmt.Sprintf("%#x", m))
 	}
 	features := le32(b, 80)
 	if features&^featureKnown != 0 || le16(b, 86) != 0 || b[90] != 0 {
