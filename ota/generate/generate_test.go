@@ -147,7 +147,7 @@ func TestFixtures(t *testing.T) {
 			o := p.options()
 			percent := uint64(108)
 			switch {
-			case slices.Contains(large, name) && !*slow:
+			case slices.Contains(large, name) && !*slow, raceDetector:
 				o.Effort, percent = Fast, 135
 			case !p.metadata.IsDelta():
 				percent = 120 // the xz encoder is not liblzma
@@ -193,6 +193,9 @@ func (p *pair) applies(t testing.TB, b []byte, m *payload.Metadata) {
 // The rules of specs/payload.md 13, which Android's own payloads keep.
 func TestRules(t *testing.T) {
 	for _, name := range samples {
+		if raceDetector {
+			t.Skip("nothing runs at a time")
+		}
 		p := readPair(t, name)
 		t.Run(name, func(t *testing.T) { follows(t, p.metadata) })
 	}
@@ -273,6 +276,9 @@ func followsMerge(t *testing.T, u *pb.PartitionUpdate) {
 func TestSameBytes(t *testing.T) {
 	p := readPair(t, "delta_m8_zucchini_arm64_none")
 	o := p.options()
+	if raceDetector {
+		o.Effort = Fast
+	}
 	o.Dynamic = &pb.DynamicPartitionMetadata{SnapshotEnabled: proto.Bool(true), VabcEnabled: proto.Bool(true), CowVersion: proto.Uint32(3),
 		VabcCompressionParam: proto.String("lz4"), CompressionFactor: proto.Uint64(65536),
 		Groups: []*pb.DynamicPartitionGroup{{Name: proto.String("main"), PartitionNames: []string{o.Partitions[0].Name}}}}
@@ -359,6 +365,7 @@ func TestEstimate(t *testing.T) {
 	for _, version := range []uint32{2, 3} {
 		t.Run(fmt.Sprint(version), func(t *testing.T) {
 			o := p.options()
+			o.Effort = Fast
 			name := o.Partitions[0].Name
 			o.Dynamic = &pb.DynamicPartitionMetadata{SnapshotEnabled: proto.Bool(true), VabcEnabled: proto.Bool(true), CowVersion: proto.Uint32(version),
 				VabcCompressionParam: proto.String("zstd"), CompressionFactor: proto.Uint64(65536),
