@@ -47,6 +47,7 @@ bpfmt                   blueprint-tools
 debugfs                 e2fsprogs
 mkfs.erofs              erofs-utils
 lz4                     lz4
+xdelta3                 xdelta3
 qemu-img                qemu-utils
 nbdinfo                 libnbd-bin
 nbdkit                  nbdkit
@@ -70,6 +71,7 @@ fio                     fio
 qemu-img                qemu-utils
 qemu-storage-daemon     qemu-utils qemu-system-common
 taskset                 util-linux
+xdelta3                 xdelta3
 " ;;
 vmtest) needs=$image_needs$guest_needs ;;
 vmbench) needs="$image_needs$guest_needs

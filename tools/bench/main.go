@@ -54,6 +54,7 @@ var parts = []part{
 	{"create", (*bench).create},
 	{"size", (*bench).sizes},
 	{"deltas", (*bench).deltas},
+	{"generate", (*bench).generate},
 	{"read", (*bench).reads},
 	{"fuse", (*bench).fuseTable},
 	{"merge", (*bench).merge},
