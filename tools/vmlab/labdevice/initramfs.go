@@ -139,6 +139,7 @@ func loopback() error {
 func startHTTP() error {
 	cmd := exec.Command(labDir+"/labdevice", "http")
 	cmd.Args[0] = "@http"
+	cmd.Dir = labDir + "/payloads" // which is elsewhere once the root has been switched
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	return cmd.Start()
 }

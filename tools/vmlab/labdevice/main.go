@@ -35,7 +35,7 @@ const (
 
 func main() {
 	if len(os.Args) > 1 && os.Args[1] == "http" {
-		say("http: %v", http.ListenAndServe(address, http.FileServer(http.Dir(labDir+"/payloads"))))
+		say("http: %v", http.ListenAndServe(address, http.FileServer(http.Dir("."))))
 		os.Exit(1)
 	}
 	if os.Getpid() != 1 {
