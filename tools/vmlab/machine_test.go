@@ -33,7 +33,7 @@ import (
 // A machine is a device whose disks lose what was not flushed when the power goes:
 //
 //	test ── boot loader, power ──► User-mode Linux ── labdevice: initramfs, system
-//	  └──── volatile disks ◄─FUSE─ ubda … ubdf
+//	  └──── volatile disks ◄─FUSE─ hostfs ◄─ loop devices
 
 const (
 	machineBoot  = 90 * time.Second
@@ -88,16 +88,16 @@ func newWorkshop(t *testing.T) *workshop {
 // machine is one device.
 type machine struct {
 	*workshop
-	t                                  *testing.T
-	r                                  *mrand.Rand
-	power                              volatile.Power
-	super, metadata, misc, data        *volatile.Disk
-	vbmeta                             [2]*volatile.Disk
-	server                             *volatile.Server
-	from                               int // the slot with old
-	old, next                          *system
-	console                            string // of the last boot
-	bootCount, cutCount, stepsOfUpdate int
+	t                           *testing.T
+	r                           *mrand.Rand
+	power                       volatile.Power
+	super, metadata, misc, data *volatile.Disk
+	vbmeta                      [2]*volatile.Disk
+	server                      *volatile.Server
+	from                        int // the slot with old
+	old, next                   *system
+	console                     string // of the last boot
+	bootCount, cutCount         int
 }
 
 // newMachine flashes a system into slot a. room is what super has beside it, bytes.
@@ -116,7 +116,6 @@ func newMachine(t *testing.T, w *workshop, r *mrand.Rand, first *system, room in
 	return m
 }
 
-// disks are in the order of their names in the guest.
 func (m *machine) disks() []*volatile.Disk {
 	return []*volatile.Disk{m.super, m.metadata, m.misc, m.data, m.vbmeta[0], m.vbmeta[1]}
 }
@@ -218,6 +217,7 @@ type outcome struct {
 	console        string
 	well           bool
 	during         string // the last thing that the device began
+	took           time.Duration
 }
 
 // boot runs the device until it is off, one way or the other.
@@ -229,13 +229,11 @@ func (m *machine) boot(c cut, words ...string) *outcome {
 	folder := m.t.TempDir()
 	args := []string{"kmemleak=off", "mem=384M", "ncpus=1", "seccomp=on", "panic=-1", "printk.devkmsg=on", "con=null", "con0=null,fd:2",
 		"root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "init=" + filepath.Join(m.dir, "labdevice"),
-		"lab.folder=" + m.dir, "androidboot.slot_suffix=" + lpmeta.SuffixOf(slot), "lab.from=" + lpmeta.SuffixOf(m.from)}
-	for i, d := range m.disks() {
-		args = append(args, fmt.Sprintf("ubd%d=%s", i, m.server.Path(d)))
-	}
+		"lab.folder=" + m.dir, "lab.disks=" + m.server.Dir(), "androidboot.slot_suffix=" + lpmeta.SuffixOf(slot), "lab.from=" + lpmeta.SuffixOf(m.from)}
 	cmd := exec.CommandContext(ctx, filepath.Join(m.kernel, "linux"), append(args, words...)...)
 	cmd.Env = append(os.Environ(), "HOME="+folder)
 	m.power.On(c.step, c.flush, cancel)
+	began := time.Now()
 	console, err := start(cmd)
 	m.check(err)
 	watch := &cutter{said: c.said, off: cancel}
@@ -253,6 +251,7 @@ func (m *machine) boot(c cut, words ...string) *outcome {
 	o.during = during(o.console)
 	m.console = o.console
 	m.bootCount++
+	o.took = time.Since(began)
 	if o.off {
 		m.cutCount++
 	}

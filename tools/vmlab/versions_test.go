@@ -158,8 +158,8 @@ func (f *factory) root(dir string, number int) []byte {
 // deviceConfig is what a system, or an initramfs, knows of its device.
 func deviceConfig(timestamp int) string {
 	c, _ := json.Marshal(map[string]any{
-		"state": "/run/metadata/ota", "images": "/run/data/cowbird", "super": "/dev/ubda", "static": "/run/static/*",
-		"slots":         map[string]any{"misc": map[string]string{"path": "/dev/ubdc"}},
+		"state": "/run/metadata/ota", "images": "/run/data/cowbird", "super": "/run/block/super", "static": "/run/block/*",
+		"slots":         map[string]any{"misc": map[string]string{"path": "/run/block/misc"}},
 		"device":        map[string]any{"timestamp": timestamp},
 		"verified_boot": map[string]any{"key": "avb.pem", "verity": true, "on_corruption": "restart_on_corruption", "without_fec": true},
 	})

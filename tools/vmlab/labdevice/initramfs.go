@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -15,7 +16,8 @@ import (
 const (
 	metadataDir = "/run/metadata"
 	dataDir     = "/run/data"
-	staticDir   = "/run/static"
+	disksDir    = "/run/disks" // the host's files
+	blockDir    = "/run/block" // links to block devices of the same names
 	newRoot     = "/mnt"
 	mappedList  = "/run/mapped" // what otactl boot has said
 )
@@ -49,10 +51,20 @@ func initramfs() error {
 		func() error { return mount("run", "/run", "tmpfs", 0, "mode=755") },
 		func() error { return mount("tmp", "/tmp", "tmpfs", 0, "mode=1777") },
 		func() (err error) { p, err = readPlan(); return err },
-		mountLab,
-		staticPartitions,
-		func() error { return mount("/dev/ubdb", metadataDir, "ext4", 0, "") },
-		func() error { return mount("/dev/ubdd", dataDir, "ext4", 0, "") },
+		func() error { return mount("none", labDir, "hostfs", unix.MS_RDONLY, p.folder) },
+		func() error { return mount("none", disksDir, "hostfs", 0, p.disks) },
+		writeEarly,
+		attachDisks,
+	)
+	if err != nil {
+		return err
+	}
+	if p.do["proof"] {
+		return proof()
+	}
+	err = first(
+		func() error { return mount(blockDir+"/metadata", metadataDir, "ext4", 0, "") },
+		func() error { return mount(blockDir+"/data", dataDir, "ext4", 0, "") },
 	)
 	if err != nil {
 		return err
@@ -67,22 +79,72 @@ func initramfs() error {
 	return first(loopback, startHTTP, enterSystem)
 }
 
-func mountLab() error {
-	line, err := os.ReadFile("/proc/cmdline")
+// writeEarly has the kernel hand to the disks, within moments, what programs have written:
+// a disk's cache is to be full of what nobody has asked it to keep.
+func writeEarly() error {
+	return errors.Join(
+		os.WriteFile("/proc/sys/vm/dirty_expire_centisecs", []byte("1"), 0),
+		os.WriteFile("/proc/sys/vm/dirty_writeback_centisecs", []byte("2"), 0),
+	)
+}
+
+// attachDisks makes a block device of each of the host's files.
+func attachDisks() error {
+	files, err := os.ReadDir(disksDir)
 	if err != nil {
 		return err
 	}
-	for w := range strings.FieldsSeq(string(line)) {
-		if folder, ok := strings.CutPrefix(w, "lab.folder="); ok {
-			return mount("none", labDir, "hostfs", unix.MS_RDONLY, folder)
+	if err := os.Mkdir(blockDir, 0o755); err != nil {
+		return err
+	}
+	for i, f := range files {
+		device := fmt.Sprintf("/dev/loop%d", i)
+		if err := attach(device, filepath.Join(disksDir, f.Name())); err != nil {
+			return fmt.Errorf("%s on %s: %w", device, f.Name(), err)
+		}
+		if err := os.Symlink(device, filepath.Join(blockDir, f.Name())); err != nil {
+			return err
 		}
 	}
-	return errors.New("expected lab.folder= on the command line, found none")
+	return nil
 }
 
-// staticPartitions gives those their names.
-func staticPartitions() error {
-	return errors.Join(os.Mkdir(staticDir, 0o755), os.Symlink("/dev/ubde", staticDir+"/vbmeta_a"), os.Symlink("/dev/ubdf", staticDir+"/vbmeta_b"))
+func attach(device, file string) error {
+	f, err := os.OpenFile(file, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	loop, err := os.OpenFile(device, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer loop.Close()
+	return unix.IoctlLoopConfigure(int(loop.Fd()), &unix.LoopConfig{Fd: uint32(f.Fd()), Size: 512})
+}
+
+// proof writes two blocks, of which it syncs one, and waits for the power to go.
+func proof() error {
+	f, err := os.OpenFile(blockDir+"/vbmeta_b", os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	for off, text := range map[int64]string{0: "synced", 8192: "not synced"} {
+		block := make([]byte, 4096)
+		copy(block, text)
+		if _, err := f.WriteAt(block, off); err != nil {
+			return err
+		}
+		if off == 0 {
+			if err := f.Sync(); err != nil {
+				return err
+			}
+		}
+	}
+	time.Sleep(time.Second)
+	say("written")
+	time.Sleep(time.Minute)
+	return nil
 }
 
 func otactlOf(dir string, args ...string) *exec.Cmd {
@@ -112,7 +174,7 @@ func wipe() error {
 	if err := unix.Unmount(dataDir, 0); err != nil {
 		return fmt.Errorf("umount %s: %w", dataDir, err)
 	}
-	if out, err := exec.Command("/sbin/mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "/dev/ubdd").CombinedOutput(); err != nil {
+	if out, err := exec.Command("/sbin/mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", blockDir+"/data").CombinedOutput(); err != nil {
 		return fmt.Errorf("mke2fs: %w: %s", err, out)
 	}
 	say("wiped")

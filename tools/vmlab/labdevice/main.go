@@ -12,7 +12,8 @@
 // lab.KEY=VALUE; see plan. What the device has to say goes to the kernel log, in lines
 // that begin with "device: ".
 //
-//	ubda super    ubdb metadata    ubdc misc    ubdd data    ubde, ubdf vbmeta_a, _b
+// The disks are files of the host, which the kernel reaches by hostfs, with loop devices
+// over them. User-mode Linux has a driver for disks, ubd, but it forgets flushes.
 //
 // It is of no use anywhere else.
 package main
@@ -65,6 +66,8 @@ func turnOff() {
 
 // plan is what the test wants of this boot.
 type plan struct {
+	folder  string // the test's, on the host
+	disks   string // the files of disks, on the host
 	slot    string // androidboot.slot_suffix
 	from    string // the slot of the system that is to be left
 	payload string // a path on the HTTP server
@@ -83,7 +86,7 @@ func readPlan() (*plan, error) {
 		key, value, _ := strings.Cut(w, "=")
 		words[key] = value
 	}
-	p := &plan{slot: words["androidboot.slot_suffix"], from: words["lab.from"], payload: words["lab.payload"], do: map[string]bool{}}
+	p := &plan{folder: words["lab.folder"], disks: words["lab.disks"], slot: words["androidboot.slot_suffix"], from: words["lab.from"], payload: words["lab.payload"], do: map[string]bool{}}
 	if f := words["lab.flags"]; f != "" {
 		p.flags = strings.Split(f, ",")
 	}

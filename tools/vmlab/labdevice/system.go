@@ -188,7 +188,7 @@ func sumsOf(p *plan) (map[string]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	paths := []string{staticDir + "/vbmeta" + p.slot}
+	paths := []string{blockDir + "/vbmeta" + p.slot}
 	for line := range strings.Lines(string(list)) {
 		name, _, _ := strings.Cut(line, " ")
 		paths = append(paths, "/dev/mapper/"+name)

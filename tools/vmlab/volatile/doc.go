@@ -14,8 +14,8 @@
 //
 // A [Power] is shared by the disks of a machine. It counts writes and flushes, and
 // goes off at one of them. [Serve] shows disks as files in a folder, by FUSE without a
-// cache, to programs that want files: User-mode Linux, or QEMU with cache=directsync or
-// another mode that passes flushes on. There fsync is the flush.
+// cache, to programs that want files: User-mode Linux (by hostfs; its own driver for disks, ubd,
+// forgets flushes), or QEMU in a cache mode that passes flushes on. There fsync is the flush.
 //
 // A sector is what a disk writes as a whole. File systems rely on that for blocks of
 // their own size, so a disk with ext4 on it should have sectors of 4096 bytes.

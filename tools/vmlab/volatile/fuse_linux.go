@@ -25,6 +25,9 @@ const (
 	fuseFsync       = 20
 	fuseFlush       = 25
 	fuseInit        = 26
+	fuseOpendir     = 27
+	fuseReaddir     = 28
+	fuseReleasedir  = 29
 	fuseInterrupt   = 36
 	fuseDestroy     = 38
 	fuseBatchForget = 42
@@ -113,7 +116,11 @@ func (s *Server) answer(op uint32, node uint64, in []byte) ([]byte, unix.Errno) 
 		return s.lookup(strings.TrimRight(string(in), "\x00"))
 	case fuseGetattr, fuseSetattr:
 		return s.attributes(node)
-	case fuseRelease, fuseFlush, fuseDestroy:
+	case fuseOpendir:
+		return make([]byte, headerOut+16), 0
+	case fuseReaddir:
+		return s.names(int(le.Uint64(in[8:])), int(le.Uint32(in[16:]))), 0
+	case fuseRelease, fuseReleasedir, fuseFlush, fuseDestroy:
 		return make([]byte, headerOut), 0
 	}
 	if node < 2 || node-2 >= uint64(len(s.disks)) {
@@ -161,6 +168,26 @@ func (s *Server) lookup(name string) ([]byte, unix.Errno) {
 	return nil, unix.ENOENT
 }
 
+// names lists the folder from one of its entries on, in at most that many bytes.
+func (s *Server) names(first, room int) []byte {
+	out := make([]byte, headerOut)
+	for i := first; i < len(s.disks); i++ {
+		name := s.disks[i].name
+		size := (24 + len(name) + 7) &^ 7
+		if len(out)-headerOut+size > room {
+			break
+		}
+		entry := make([]byte, size)
+		le.PutUint64(entry, uint64(i+2))
+		le.PutUint64(entry[8:], uint64(i+1))
+		le.PutUint32(entry[16:], uint32(len(name)))
+		le.PutUint32(entry[20:], unix.S_IFREG>>12)
+		copy(entry[24:], name)
+		out = append(out, entry...)
+	}
+	return out
+}
+
 func (s *Server) attributes(node uint64) ([]byte, unix.Errno) {
 	if node == 0 || node-1 > uint64(len(s.disks)) {
 		return nil, unix.ENOENT
@@ -206,6 +233,9 @@ func writeReply(d *Disk, off int64, b []byte) ([]byte, unix.Errno) {
 	le.PutUint32(out[headerOut:], uint32(n))
 	return out, 0
 }
+
+// Dir is the folder.
+func (s *Server) Dir() string { return s.dir }
 
 // Path is where a disk's file is.
 func (s *Server) Path(d *Disk) string { return s.dir + string(os.PathSeparator) + d.name }

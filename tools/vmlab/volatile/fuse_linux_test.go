@@ -38,6 +38,9 @@ func TestFileForgets(t *testing.T) {
 	d := p.AddDisk("a", sector, filled('0', 4096))
 	p.On(0, 0, nil)
 	s := mounted(t, d)
+	if names, err := os.ReadDir(s.Dir()); err != nil || len(names) != 1 || names[0].Name() != "a" {
+		t.Errorf("expected the disk in the folder, found %v, %v", names, err)
+	}
 	f, err := os.OpenFile(s.Path(d), os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
