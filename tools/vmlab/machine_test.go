@@ -100,10 +100,11 @@ type machine struct {
 	bootCount, cutCount         int
 }
 
-// newMachine flashes a system into slot a. room is what super has beside it, bytes.
+// newMachine flashes a system into slot a. room is what super has beside the largest
+// partitions that any system has, bytes.
 func newMachine(t *testing.T, w *workshop, r *mrand.Rand, first *system, room int64) *machine {
 	m := &machine{workshop: w, t: t, r: r, old: first}
-	m.super = m.power.AddDisk("super", 512, m.flash(first, room))
+	m.super = m.power.AddDisk("super", 512, m.flash(first, superHead+w.largest()+room))
 	m.metadata = m.power.AddDisk("metadata", labBlock, m.ext4(metadataDisk))
 	m.misc = m.power.AddDisk("misc", 512, make([]byte, 64<<10))
 	m.data = m.power.AddDisk("data", labBlock, m.ext4(dataDisk))
@@ -137,11 +138,7 @@ func (m *machine) ext4(size int) []byte {
 }
 
 // flash makes super with a system in slot a.
-func (m *machine) flash(s *system, room int64) []byte {
-	size := int64(superHead) + room
-	for _, b := range s.parts {
-		size += (int64(len(b)) + 1<<20 - 1) &^ (1<<20 - 1)
-	}
+func (m *machine) flash(s *system, size int64) []byte {
 	size &^= 1<<20 - 1
 	super := memoryDisk(make([]byte, size))
 	b, err := lpmeta.NewBuilder([]lpmeta.DeviceInfo{{Name: "super", Size: uint64(size), Alignment: 1 << 20, LogicalBlockSize: 4096}}, 65536, 2)
@@ -183,8 +180,8 @@ func (d memoryDisk) Sync() error                              { return nil }
 
 var _ cow.Device = memoryDisk(nil)
 
-// choose is the boot loader; it counts the attempt.
-func (m *machine) choose() int {
+// choose is the boot loader; it counts the attempt, but for a recovery system.
+func (m *machine) choose(recovery bool) int {
 	m.t.Helper()
 	block := m.misc.Contents()
 	control, err := bootctl.ParseControl(block[bootctl.ControlOffset:])
@@ -194,6 +191,9 @@ func (m *machine) choose() int {
 	m.check(err)
 	slot, control, err := control.Choose()
 	m.check(err)
+	if recovery {
+		return slot
+	}
 	b, err := control.Marshal()
 	m.check(err)
 	m.misc.Put(b, bootctl.ControlOffset)
@@ -223,7 +223,7 @@ type outcome struct {
 // boot runs the device until it is off, one way or the other.
 func (m *machine) boot(c cut, words ...string) *outcome {
 	m.t.Helper()
-	slot := m.choose()
+	slot := m.choose(slices.Contains(words, "lab.do=wipe"))
 	ctx, cancel := context.WithTimeout(m.t.Context(), machineBoot)
 	defer cancel()
 	folder := m.t.TempDir()
@@ -237,7 +237,7 @@ func (m *machine) boot(c cut, words ...string) *outcome {
 	console, err := start(cmd)
 	m.check(err)
 	watch := &cutter{said: c.said, off: cancel}
-	_, _ = io.Copy(watch, console)
+	_, _ = io.Copy(struct{ io.Writer }{watch}, console) // not by the buffer's ReadFrom
 	_ = cmd.Wait()
 	o := &outcome{slot: slot, console: watch.String()}
 	o.steps, o.flushes = m.power.Steps()

@@ -178,6 +178,18 @@ func (f *factory) make(number, vendor, product int) *system {
 	return s
 }
 
+// largest is how much the largest partitions take in super, with their trees, bytes.
+func (f *factory) largest() (n int64) {
+	for _, images := range [][][]byte{f.roots, f.kinds["vendor"], f.kinds["product"]} {
+		most := int64(0)
+		for _, b := range images {
+			most = max(most, int64(len(b))+f.tree().Size(int64(len(b))))
+		}
+		n += (most + 1<<20 - 1) &^ (1<<20 - 1)
+	}
+	return n
+}
+
 func (f *factory) tree() *verity.Tree {
 	tree, err := verity.NewTree("sha256", []byte(salt), labBlock)
 	if err != nil {

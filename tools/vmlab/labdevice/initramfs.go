@@ -64,7 +64,14 @@ func initramfs() error {
 	}
 	err = first(
 		func() error { return mount(blockDir+"/metadata", metadataDir, "ext4", 0, "") },
-		func() error { return mount(blockDir+"/data", dataDir, "ext4", 0, "") },
+		func() error {
+			err := mount(blockDir+"/data", dataDir, "ext4", 0, "")
+			if err != nil && p.do["wipe"] { // an earlier attempt has erased it
+				say("no data: %v", err)
+				return nil
+			}
+			return err
+		},
 	)
 	if err != nil {
 		return err
@@ -171,7 +178,7 @@ func wipe() error {
 	if err != nil {
 		return fmt.Errorf("otactl before-wipe: %w: %s", err, out)
 	}
-	if err := unix.Unmount(dataDir, 0); err != nil {
+	if err := unix.Unmount(dataDir, 0); err != nil && err != unix.EINVAL {
 		return fmt.Errorf("umount %s: %w", dataDir, err)
 	}
 	if out, err := exec.Command("/sbin/mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", blockDir+"/data").CombinedOutput(); err != nil {

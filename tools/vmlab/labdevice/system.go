@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -139,12 +140,25 @@ func onNew(p *plan) error {
 	if !p.do["merge"] {
 		return nil
 	}
-	out, err := otactl("merge", "--wait", "--if-any")
-	if err != nil && p.do["merge-fails"] {
-		say("merge fails: %s", out)
-		return nil
+	if p.do["wait"] {
+		_, err := otactl("merge", "--wait", "--if-any")
+		return err
 	}
-	return err
+	return mergeQuickly()
+}
+
+// mergeQuickly is what otactl merge --wait does, but it asks more often.
+func mergeQuickly() error {
+	if _, err := otactl("merge", "--if-any"); err != nil {
+		return err
+	}
+	for {
+		out, err := otactl("update", "--process", "--json")
+		if err != nil || !strings.Contains(out, `"Merging"`) {
+			return err
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
 }
 
 // otactl runs the system's own, and tells of what went wrong.
