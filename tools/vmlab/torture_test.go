@@ -73,7 +73,7 @@ func TestTortureKernel(t *testing.T) {
 		}
 		seed := *lifeSeed + uint64(i)
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			l := &life{machine: nil, count: total}
+			l := &life{count: total}
 			l.run(t, w, seed)
 		})
 	}
@@ -94,11 +94,10 @@ func (c tally2) String() string {
 // life is one device's.
 type life struct {
 	*machine
-	count  tally2
-	moods  int
-	lately [2]struct{ steps, flushes int } // of the last whole boot on the old system, and on the new one
-	offer  []string
-	was    string // the step at which the power went, if it did in the last boot
+	count tally2
+	moods int
+	offer []string
+	was   string // the step at which the power went, if it did in the last boot
 }
 
 func (l *life) run(t *testing.T, w *workshop, seed uint64) {
@@ -106,9 +105,6 @@ func (l *life) run(t *testing.T, w *workshop, seed uint64) {
 	rooms := []int64{1 << 20, 5 << 20, 24 << 20}
 	l.machine = newMachine(t, w, r, l.anySystem(w, r), rooms[r.IntN(len(rooms))])
 	l.count["devices"]++
-	for i := range l.lately {
-		l.lately[i].steps, l.lately[i].flushes = 2000, 110
-	}
 	for range 3 {
 		l.update()
 	}
@@ -215,15 +211,8 @@ func (l *life) once() bool {
 	if !o.well {
 		l.fatal("expected the device to come up and to go well")
 	}
-	isNew := 0
-	if o.slot != l.from {
-		isNew = 1
-	}
-	if l.lately[isNew].steps < o.steps {
-		l.lately[isNew].steps, l.lately[isNew].flushes = o.steps, o.flushes
-	}
 	states := o.states()
-	if isNew == 1 && states[len(states)-1].State == "None" {
+	if o.slot != l.from && states[len(states)-1].State == "None" {
 		l.isOver(o)
 		return true
 	}
@@ -239,14 +228,21 @@ func (l *life) mood() string {
 	return []string{"cancel", "bad", "rollback,too-late", "wipe"}[l.r.IntN(4)]
 }
 
-// anyCut has the power go in two of three boots: at a flush, or at any step.
+// usual is how many steps the boots take in which an update is installed, or merged, and
+// how many of them are flushes. The power goes at one of these.
+var usual = [2]struct{ steps, flushes int }{{2500, 110}, {3000, 100}}
+
+// anyCut has the power go in seven of ten boots: at a flush, or at any step.
 func (l *life) anyCut() cut {
 	c := cut{loss: volatile.AnyLoss(l.r)}
-	like := l.lately[l.r.IntN(2)]
-	switch l.r.IntN(3) {
-	case 0:
+	like := &usual[0]
+	if l.choose(true) != l.from {
+		like = &usual[1]
+	}
+	switch l.r.IntN(10) {
+	case 0, 1, 2, 3:
 		c.flush = 1 + l.r.IntN(like.flushes)
-	case 1:
+	case 4, 5, 6:
 		c.step = 1 + l.r.IntN(1+l.r.IntN(like.steps))
 	}
 	return c

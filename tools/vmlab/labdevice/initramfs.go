@@ -77,13 +77,10 @@ func initramfs() error {
 		return err
 	}
 	say("boots slot %s", p.slot)
-	if err := mapPartitions(); err != nil {
-		return err
-	}
 	if p.do["wipe"] {
 		return wipe()
 	}
-	return first(loopback, startHTTP, enterSystem)
+	return first(mapPartitions, loopback, startHTTP, enterSystem)
 }
 
 // writeEarly has the kernel hand to the disks, within moments, what programs have written:
@@ -174,7 +171,7 @@ func mapPartitions() error {
 
 // wipe is what a recovery system does when the user's data are to go.
 func wipe() error {
-	out, err := otactlOf(labDir, "before-wipe", "--config", labDir+"/update.json", "--timeout", "30s").CombinedOutput()
+	out, err := otactlOf(labDir, "before-wipe", "--config", labDir+"/update.json", "--timeout", "30s", "--daemon", labDir+"/snapuserd").CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("otactl before-wipe: %w: %s", err, out)
 	}
