@@ -227,7 +227,7 @@ func (m *machine) boot(c cut, words ...string) *outcome {
 	ctx, cancel := context.WithTimeout(m.t.Context(), machineBoot)
 	defer cancel()
 	folder := m.t.TempDir()
-	args := []string{"kmemleak=off", "mem=384M", "ncpus=1", "seccomp=on", "panic=-1", "printk.devkmsg=on", "con=null", "con0=null,fd:2",
+	args := []string{"noreboot", "kmemleak=off", "mem=384M", "ncpus=1", "seccomp=on", "panic=-1", "printk.devkmsg=on", "con=null", "con0=null,fd:2",
 		"root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "init=" + filepath.Join(m.dir, "labdevice"),
 		"lab.folder=" + m.dir, "lab.disks=" + m.server.Dir(), "androidboot.slot_suffix=" + lpmeta.SuffixOf(slot), "lab.from=" + lpmeta.SuffixOf(m.from)}
 	cmd := exec.CommandContext(ctx, filepath.Join(m.kernel, "linux"), append(args, words...)...)

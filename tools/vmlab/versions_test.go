@@ -235,6 +235,7 @@ type offer struct {
 	onDevice bool // the device makes the hash tree of vendor
 	version  uint32
 	codec    string
+	estimate uint64 // of each COW, bytes; 0: an honest one
 }
 
 // payload is the offer's file.
@@ -316,6 +317,9 @@ func (w *payloadWriter) partition(name string, old, next []byte, data int, o *of
 	}
 	p.MergeOperations = mergeOrder(p.Operations)
 	p.EstimateCowSize = proto.Uint64(uint64(len(next)) + 256<<10)
+	if o.estimate > 0 {
+		p.EstimateCowSize = proto.Uint64(o.estimate)
+	}
 	p.EstimateOpCountMax = proto.Uint64(uint64(len(next)/labBlock) + 100)
 	return p, nil
 }

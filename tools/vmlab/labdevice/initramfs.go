@@ -77,6 +77,11 @@ func initramfs() error {
 		return err
 	}
 	say("boots slot %s", p.slot)
+	if p.do["damage-state"] {
+		if err := os.WriteFile(metadataDir+"/ota/state", []byte("\xff\xff garbage"), 0o600); err != nil {
+			return err
+		}
+	}
 	if p.do["wipe"] {
 		return wipe()
 	}

@@ -76,14 +76,23 @@ func work(p *plan) error {
 	if p.slot != p.from {
 		return onNew(p)
 	}
+	if p.do["cancel-first"] {
+		if _, err := otactl("cancel"); err != nil {
+			return err
+		}
+	}
 	if _, err := otactl("update", "--process"); err != nil {
 		return err
 	}
 	if _, err := otactl("mark-successful"); err != nil {
 		return err
 	}
-	if err := expectations(p); err != nil || !p.do["install"] {
-		return err
+	if p.do["doctor"] {
+		out, err := otactl("doctor")
+		say("doctor: %v: %s", err != nil, out)
+	}
+	if !p.do["install"] {
+		return nil
 	}
 	args := append([]string{"install", "--quiet", "--unsigned"}, p.flags...)
 	out, err := otactl(append(args, "http://"+address+"/"+p.payload)...)
@@ -100,20 +109,11 @@ func work(p *plan) error {
 	return err
 }
 
-// expectations are for boots that the test has prepared something for.
-func expectations(p *plan) error {
-	if p.do["doctor"] {
-		out, err := otactl("doctor")
-		say("doctor: %v: %s", err, out)
-	}
-	if p.do["cancel-first"] {
-		_, err := otactl("cancel")
-		return err
-	}
-	return nil
-}
-
 func onNew(p *plan) error {
+	if p.do["try-cancel"] {
+		out, err := otactl("cancel")
+		say("cancel: %v: %s", err != nil, out)
+	}
 	if p.do["bad"] { // whatever it is for, this system never says that it is good
 		return nil
 	}
