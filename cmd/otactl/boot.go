@@ -45,15 +45,8 @@ root, with a copy of its program, /dev, /proc, /sys and /run.
 }
 
 func (w *whole) boot(ctx context.Context, out io.Writer, d *update.Device, daemon starter) error {
-	needed, err := d.NeedsDaemon()
-	if err != nil {
+	if err := w.startFor(d, daemon); err != nil {
 		return err
-	}
-	if needed && daemon.program != "" {
-		daemon.socket = w.socket
-		if err := daemon.start(); err != nil {
-			return err
-		}
 	}
 	all, err := d.Boot(ctx)
 	if err != nil {
@@ -72,4 +65,14 @@ func (w *whole) boot(ctx context.Context, out io.Writer, d *update.Device, daemo
 		}
 	}
 	return nil
+}
+
+// startFor starts the daemon if the system that boots is made of snapshots.
+func (w *whole) startFor(d *update.Device, daemon starter) error {
+	needed, err := d.NeedsDaemon()
+	if err != nil || !needed || daemon.program == "" {
+		return err
+	}
+	daemon.socket = w.socket
+	return daemon.start()
 }

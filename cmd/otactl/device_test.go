@@ -123,6 +123,7 @@ func TestDeviceCommands(t *testing.T) {
 		t.Errorf("expected one event, found %+v, %v", e, err)
 	}
 
+	s.run("before-wipe")
 	s.fails("rollback", "expected a new system")
 	s.fails("boot", errNoMapper.Error())
 	s.fails("verify", "verified_boot")

@@ -34,6 +34,30 @@ way back.`,
 	})
 }
 
+func (r *remote) beforeWipeCommand() *cobra.Command {
+	w, daemon := &whole{remote: r}, starter{}
+	cmd := &cobra.Command{
+		Use:   "before-wipe",
+		Short: "Make the update ready for the user's data to be erased",
+		Long: `For a recovery system that is about to erase the user's data, with which COWs in files
+go, and that has not mapped the partitions. An update that was not booted is dropped; a
+new system that is not merged is left for the old one, unless it came with the erasure; a
+merge that has begun is finished. When this fails, the data must not be erased.`,
+		Example: `  otactl before-wipe --daemon /sbin/snapuserd && mkfs.ext4 /dev/mmcblk0p7`,
+		Args:    cli.Args(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return w.with(cmd, func(ctx context.Context, d *update.Device) error {
+				if err := w.startFor(d, daemon); err != nil {
+					return err
+				}
+				return d.BeforeWipe(ctx)
+			})
+		},
+	}
+	cmd.Flags().StringVar(&daemon.program, "daemon", "", "snapuserd's `PROGRAM`, to be started if it is needed")
+	return w.flags(cmd)
+}
+
 func (r *remote) verifyCommand() *cobra.Command {
 	w := &whole{remote: r}
 	cmd := &cobra.Command{
