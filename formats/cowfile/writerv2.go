@@ -215,6 +215,13 @@ func (w *writerV2) Label(label uint64) error {
 	if err := refuseLabel(w.headerLast); err != nil {
 		return err
 	}
+	// A cut could keep the label and lose what it speaks for, so that comes first.
+	if err := w.flush(); err != nil {
+		return err
+	}
+	if err := w.sync(); err != nil {
+		return err
+	}
 	if err := w.emit(Op{Type: OpLabel, Source: label}, nil); err != nil {
 		return err
 	}
