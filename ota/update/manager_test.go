@@ -138,6 +138,18 @@ func TestNoSpace(t *testing.T) {
 	must(t, w.m.Create(ctx, u.manifest))
 }
 
+// A device that refuses an update for want of space has none afterwards.
+func TestNoSpaceLeavesNothing(t *testing.T) {
+	u := newUpdate(t, swapped())
+	w := newWorld(t, 1, u.parts)
+	for _, p := range u.manifest.Partitions {
+		p.EstimateCowSize = proto.Uint64(1 << 30)
+	}
+	d := &Device{Manager: w.m, config: &Config{}}
+	w.wantError(d.begin(ctx, u.manifest, false), ErrNoSpace)
+	w.wantState(none)
+}
+
 // SNM-044, and other manifests that cannot be.
 func TestBadManifest(t *testing.T) {
 	u := newUpdate(t, plain())
@@ -250,8 +262,14 @@ func TestRollback(t *testing.T) {
 // SNM-024, SNM-042.
 func TestCancel(t *testing.T) {
 	w, _ := installed(t, plain())
+	for _, left := range []string{progressFile, progressFile + temporary, bootFile + temporary} {
+		must(t, w.files.Write(left, []byte("x")))
+	}
 	must(t, w.m.Cancel(ctx))
 	w.wantState(none)
+	if names, err := w.files.List("."); err != nil || len(names) != 1 {
+		t.Errorf("expected no file but the state, found %q, %v", names, err)
+	}
 	w.cycle()
 	if w.slot != 0 {
 		t.Fatal("expected the boot loader to take the old system")
