@@ -488,6 +488,40 @@ func TestDamagedStatus(t *testing.T) {
 	}
 }
 
+// A state file that is damaged costs the update at most: the new system boots, unmerged
+// or half merged, and merges; the old one can remove what there is.
+func TestDamagedState(t *testing.T) {
+	damage := func(w *world) {
+		w.cycle()
+		w.files.now[stateFile], w.files.durable[stateFile] = []byte("\xff\xff"), []byte("\xff\xff")
+	}
+	t.Run("unverified", func(t *testing.T) {
+		w, u := installed(t, swapped())
+		damage(w)
+		u.isOver(u.runOn(w))
+	})
+	t.Run("merging", func(t *testing.T) {
+		u := newUpdate(t, swapped())
+		for _, cut := range []int{3, 9, 20, 40} {
+			w, _ := tried(t, swapped())
+			must(t, w.m.InitiateMerge(ctx))
+			w.cutAt = w.steps + cut
+			_, _ = merge(w)
+			if w.alive() == nil {
+				t.Fatalf("expected the power to go at step %d", cut)
+			}
+			damage(w)
+			u.isOver(u.runOn(w))
+		}
+	})
+	t.Run("old system", func(t *testing.T) {
+		w, _ := installed(t, plain())
+		w.files.now[stateFile] = []byte("\xff\xff")
+		must(t, w.m.Cancel(ctx))
+		w.wantState(none)
+	})
+}
+
 // A partial update leaves what it does not name alone.
 func TestPartialUpdate(t *testing.T) {
 	parts := plain()
