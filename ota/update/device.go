@@ -171,7 +171,11 @@ func (d *Device) begin(ctx context.Context, manifest *pb.DeltaArchiveManifest, r
 	if err := drop(d.Files, progressFile); err != nil {
 		return err
 	}
-	return d.Create(ctx, manifest)
+	if err := d.Create(ctx, manifest); err != nil {
+		// Of an update for which there is no room nothing is to be left.
+		return errors.Join(err, d.Cancel(context.WithoutCancel(ctx)))
+	}
+	return nil
 }
 
 // addStatic finds the partitions of a payload that are not in super.

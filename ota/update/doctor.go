@@ -84,10 +84,14 @@ func (d *doctor) slots() {
 
 // state looks at what is known of an update, and whether that fits.
 func (d *doctor) state() {
+	_, damage, _ := d.parseState()
 	s, err := d.readState()
 	if err != nil {
 		d.say("remove the file; an update that was not booted is lost", "%v", err)
 		return
+	}
+	if damage != nil {
+		d.say("otactl cancel, or go on with the update, which writes it anew", "%v: it is taken for %v", damage, s.State)
 	}
 	d.markers(s.State)
 	want := mergeStatus(s.State)

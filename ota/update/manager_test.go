@@ -138,6 +138,18 @@ func TestNoSpace(t *testing.T) {
 	must(t, w.m.Create(ctx, u.manifest))
 }
 
+// A device that refuses an update for want of space has none afterwards.
+func TestNoSpaceLeavesNothing(t *testing.T) {
+	u := newUpdate(t, swapped())
+	w := newWorld(t, 1, u.parts)
+	for _, p := range u.manifest.Partitions {
+		p.EstimateCowSize = proto.Uint64(1 << 30)
+	}
+	d := &Device{Manager: w.m, config: &Config{}}
+	w.wantError(d.begin(ctx, u.manifest, false), ErrNoSpace)
+	w.wantState(none)
+}
+
 // SNM-044, and other manifests that cannot be.
 func TestBadManifest(t *testing.T) {
 	u := newUpdate(t, plain())
@@ -250,8 +262,14 @@ func TestRollback(t *testing.T) {
 // SNM-024, SNM-042.
 func TestCancel(t *testing.T) {
 	w, _ := installed(t, plain())
+	for _, left := range []string{progressFile, progressFile + temporary, bootFile + temporary} {
+		must(t, w.files.Write(left, []byte("x")))
+	}
 	must(t, w.m.Cancel(ctx))
 	w.wantState(none)
+	if names, err := w.files.List("."); err != nil || len(names) != 1 {
+		t.Errorf("expected no file but the state, found %q, %v", names, err)
+	}
 	w.cycle()
 	if w.slot != 0 {
 		t.Fatal("expected the boot loader to take the old system")
@@ -468,6 +486,40 @@ func TestDamagedStatus(t *testing.T) {
 	if len(w.mapper.tables) > 0 || len(w.daemon.snaps) > 0 {
 		t.Errorf("expected all or nothing to be mapped, found %v", w.mapper.tables)
 	}
+}
+
+// A state file that is damaged costs the update at most: the new system boots, unmerged
+// or half merged, and merges; the old one can remove what there is.
+func TestDamagedState(t *testing.T) {
+	damage := func(w *world) {
+		w.cycle()
+		w.files.now[stateFile], w.files.durable[stateFile] = []byte("\xff\xff"), []byte("\xff\xff")
+	}
+	t.Run("unverified", func(t *testing.T) {
+		w, u := installed(t, swapped())
+		damage(w)
+		u.isOver(u.runOn(w))
+	})
+	t.Run("merging", func(t *testing.T) {
+		u := newUpdate(t, swapped())
+		for _, cut := range []int{3, 9, 20, 40} {
+			w, _ := tried(t, swapped())
+			must(t, w.m.InitiateMerge(ctx))
+			w.cutAt = w.steps + cut
+			_, _ = merge(w)
+			if w.alive() == nil {
+				t.Fatalf("expected the power to go at step %d", cut)
+			}
+			damage(w)
+			u.isOver(u.runOn(w))
+		}
+	})
+	t.Run("old system", func(t *testing.T) {
+		w, _ := installed(t, plain())
+		w.files.now[stateFile] = []byte("\xff\xff")
+		must(t, w.m.Cancel(ctx))
+		w.wantState(none)
+	})
 }
 
 // A partial update leaves what it does not name alone.

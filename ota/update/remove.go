@@ -56,8 +56,8 @@ func (m *Manager) removeUpdate(ctx context.Context) error {
 		return err
 	}
 	// In this order: a boot that finds some of them finds a consistent set.
-	for _, file := range []string{bootFile, rollbackFile, forwardFile, oldMetadata, noSwitchFile, fromSystem, reportFile, careFile} {
-		if err := drop(m.Files, file); err != nil {
+	for _, file := range []string{bootFile, rollbackFile, forwardFile, oldMetadata, noSwitchFile, fromSystem, reportFile, careFile, progressFile} {
+		if err := drop(m.Files, file, file+temporary); err != nil {
 			return err
 		}
 	}

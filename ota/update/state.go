@@ -3,6 +3,7 @@ package update
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"google.golang.org/protobuf/proto"
@@ -55,14 +56,61 @@ func (m *Manager) Status() (s *snapshotpb.SnapshotUpdateStatus, err error) {
 	return s, err
 }
 
+// readState is the state in its file, or if that is damaged, the one that everything
+// else speaks for: a device must come up, and its update must end.
 func (m *Manager) readState() (*snapshotpb.SnapshotUpdateStatus, error) {
+	s, damage, err := m.parseState()
+	if err != nil || damage == nil {
+		return s, err
+	}
+	if s, err = m.guessState(); err != nil {
+		return nil, errors.Join(damage, err)
+	}
+	m.log().Warn("update", "error", damage, "taken for", s.State)
+	return s, nil
+}
+
+// parseState reads the file. damage says what is wrong with its contents.
+func (m *Manager) parseState() (s *snapshotpb.SnapshotUpdateStatus, damage, err error) {
 	b, err := get(m.Files, stateFile)
 	if err != nil {
-		return nil, fmt.Errorf("state of the update: %w", err)
+		return nil, nil, fmt.Errorf("state of the update: %w", err)
 	}
-	s, err := snapshotpb.ParseUpdate(b)
+	if s, err = snapshotpb.ParseUpdate(b); err != nil {
+		return nil, fmt.Errorf("state of the update, file %s: %w", stateFile, err), nil
+	}
+	return s, nil, nil
+}
+
+// guessState goes by the boot marker, the statuses of the snapshots and what the boot
+// loader was told. Snapshots are mapped in both states that the new system can be in,
+// and a merge in the first phase waits for no more than it has to.
+func (m *Manager) guessState() (*snapshotpb.SnapshotUpdateStatus, error) {
+	s := &snapshotpb.SnapshotUpdateStatus{State: initiated}
+	o, err := m.origin()
+	if err != nil || o == unknown {
+		return s, err
+	}
+	s.State, s.UsingSnapuserd, s.UserspaceSnapshots = unverified, true, true
+	if o == source {
+		return s, nil
+	}
+	told, err := m.Slots.MergeStatus()
 	if err != nil {
-		return nil, fmt.Errorf("state of the update, file %s: %w", stateFile, err)
+		return nil, err
+	}
+	current, _, err := m.suffixes()
+	if err != nil {
+		return nil, err
+	}
+	all, err := m.statuses(current)
+	if err != nil {
+		return nil, err
+	}
+	left := slices.DeleteFunc(slices.Clone(all), func(s *snapshotpb.SnapshotStatus) bool { return s.State == snapMerged })
+	begun := slices.ContainsFunc(all, func(s *snapshotpb.SnapshotStatus) bool { return s.State != created })
+	if told == bootctl.Merging || begun {
+		s.State, s.MergePhase = merging, phaseOf(left)
 	}
 	return s, nil
 }
