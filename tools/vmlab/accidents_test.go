@@ -171,15 +171,13 @@ func (a *accident) badCowData() {
 
 func (a *accident) badState() {
 	a.install()
-	a.fallsBack("lab.do=merge,damage-state")
-	a.isOld()
+	a.isOver(a.boot(cut{}, "lab.do=merge,damage-state"))
 }
 
 func (a *accident) badStateMerging() {
 	a.install()
 	a.boot(cut{said: "merge begins"}, "lab.do=merge")
-	a.boot(cut{}, "lab.do=merge,damage-state")
-	a.isOver(a.boot(cut{}, "lab.do=merge"))
+	a.isOver(a.boot(cut{}, "lab.do=merge,damage-state"))
 }
 
 // installPart has the power go in the middle of an installation.

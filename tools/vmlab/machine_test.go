@@ -391,7 +391,7 @@ func (m *machine) isOver(o *outcome) {
 	if last := states[len(states)-1]; last.State != "None" || len(last.Snapshots) > 0 || !last.Good {
 		m.fatal("expected no update and a good slot, found %+v", last)
 	}
-	files := slices.DeleteFunc(o.list("files"), func(f string) bool { return f == "state" || f == "cowbird-install" })
+	files := slices.DeleteFunc(o.list("files"), func(f string) bool { return f == "state" })
 	if len(files) > 0 {
 		m.fatal("expected no file but the state, found %q", files)
 	}
