@@ -7,8 +7,8 @@ import (
 
 // Copies are in order, and say where the target is nearly the source.
 func TestCopies(t *testing.T) {
-	source, target := similar(1 << 20)
-	patch := create(t, source, target, Options{})
+	source, target := similar(64 << 10)
+	patch := create(t, source, target, Options{Algorithms: []Algorithm{None}})
 	p, err := Open(bytes.NewReader(patch), int64(len(patch)))
 	if err != nil {
 		t.Fatal(err)
