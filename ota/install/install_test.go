@@ -381,6 +381,7 @@ func (d *device) damagedSignature() []byte {
 // The signature of a whole payload counts. Of a file nothing is written before it has
 // been looked at; what was written of a stream goes.
 func TestPayloadSignature(t *testing.T) {
+	withoutRaces(t)
 	d := newDevice(t)
 	bad := d.damagedSignature()
 	d.write("payload.bin", bad)
@@ -407,6 +408,14 @@ func TestPayloadSignature(t *testing.T) {
 			}
 			d.check()
 		})
+	}
+}
+
+// withoutRaces is for what TestRun and TestResume do as well, as far as goroutines go.
+func withoutRaces(t *testing.T) {
+	t.Helper()
+	if raceDetector {
+		t.Skip("runs without the race detector")
 	}
 }
 
@@ -444,6 +453,7 @@ func TestPayloadSignatureResumed(t *testing.T) {
 // A payload that has been installed to its last partition is not complete before its
 // signature has come; one that goes on behind it is not the one that was signed.
 func TestPayloadEnd(t *testing.T) {
+	withoutRaces(t)
 	d := newDevice(t)
 	short := d.payload[:len(d.payload)-50]
 	source := func(b []byte) Source { return &Once{R: bytes.NewReader(b)} }
@@ -465,6 +475,7 @@ func TestPayloadEnd(t *testing.T) {
 
 // States that have no sum, or another one, cost another look at the payload, no more.
 func TestPayloadSumLost(t *testing.T) {
+	withoutRaces(t)
 	for _, sum := range []string{"", `,"sum":"AAAA"`} {
 		d := newDevice(t)
 		if err := d.run(&Once{R: bytes.NewReader(d.payload[:len(d.payload)-50])}, nil); !errors.Is(err, payload.ErrTruncated) {

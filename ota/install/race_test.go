@@ -1,0 +1,6 @@
+//go:build race
+
+package install
+
+// The race detector slows an installation down tenfold: some tests run without it.
+const raceDetector = true
