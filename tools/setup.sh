@@ -33,6 +33,7 @@ dpkg-deb                dpkg
 qemu-system-x86_64      qemu-system-x86
 dmsetup                 dmsetup
 fio                     fio
+mkfs.erofs              erofs-utils
 nbd-client              nbd-client
 mkfs.erofs              erofs-utils
 /lib/systemd/systemd    systemd
@@ -47,7 +48,6 @@ bpfmt                   blueprint-tools
 debugfs                 e2fsprogs
 mkfs.erofs              erofs-utils
 lz4                     lz4
-xdelta3                 xdelta3
 qemu-img                qemu-utils
 nbdinfo                 libnbd-bin
 nbdkit                  nbdkit
@@ -61,6 +61,7 @@ mandoc                  mandoc
 shellcheck              shellcheck
 make-dynpart-mappings   make-dynpart-mappings
 img2simg                android-sdk-libsparse-utils
+python3                 python3
 " ;;
 demo) needs=$image_needs ;;
 bench) needs="$image_needs

@@ -3,13 +3,11 @@ package main
 import (
 	"archive/zip"
 	"bytes"
-	"compress/gzip"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
 	"encoding/xml"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -52,7 +50,7 @@ func newPayloadBox(t *testing.T) (b box, sums map[string]string) {
 	for _, p := range facts.Partitions {
 		sums[p.Name] = p.New.Sha256
 		if p.Old != nil {
-			b.write("old/"+p.Name, gunzip(t, filepath.Join(dir, p.Old.File)))
+			b.write("old/"+p.Name, fixture.Gunzip(t, filepath.Join(dir, p.Old.File)))
 		}
 	}
 	return b, sums
@@ -73,24 +71,6 @@ func zipOf(t *testing.T, data []byte) []byte {
 		t.Fatal(err)
 	}
 	return out.Bytes()
-}
-
-func gunzip(t *testing.T, path string) []byte {
-	t.Helper()
-	f, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	z, err := gzip.NewReader(f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := io.ReadAll(z)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return out
 }
 
 func TestPayloadApply(t *testing.T) {

@@ -240,7 +240,7 @@ func TestVerityFixture(t *testing.T) {
 	if err := os.Mkdir(b.path("old"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	b.write("old/zarm", gunzip(t, filepath.Join(dir, "src/zarmv_A.img.gz")))
+	b.write("old/zarm", fixture.Gunzip(t, filepath.Join(dir, "src/zarmv_A.img.gz")))
 	// This payload has tree and error correction as data, not computed by us.
 	b.run("payload apply --old @old -o @new " + filepath.Join(dir, "delta_verity_disabled.payload.bin"))
 	image := b.read("new/zarm.img")

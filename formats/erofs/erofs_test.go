@@ -2,7 +2,6 @@ package erofs
 
 import (
 	"bytes"
-	"compress/gzip"
 	"errors"
 	"fmt"
 	"io"
@@ -221,20 +220,7 @@ func TestAgainstDump(t *testing.T) {
 // tiny is a valid image with compressed and inline files.
 func tiny(t testing.TB) []byte {
 	t.Helper()
-	f, err := os.Open("testdata/tiny.img.gz")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	z, err := gzip.NewReader(f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := io.ReadAll(z)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b
+	return fixture.Gunzip(t, "testdata/tiny.img.gz")
 }
 
 func TestRefused(t *testing.T) {

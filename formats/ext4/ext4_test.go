@@ -2,7 +2,6 @@ package ext4
 
 import (
 	"bytes"
-	"compress/gzip"
 	"errors"
 	"fmt"
 	"io"
@@ -237,20 +236,7 @@ func isSubsequence(a, b []int64) bool {
 // tiny is a valid image of 64 KiB, made by mkfs.ext4 with blocks of 1 KiB.
 func tiny(t testing.TB) []byte {
 	t.Helper()
-	f, err := os.Open("testdata/tiny.img.gz")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	z, err := gzip.NewReader(f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := io.ReadAll(z)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b
+	return fixture.Gunzip(t, "testdata/tiny.img.gz")
 }
 
 func TestRefused(t *testing.T) {

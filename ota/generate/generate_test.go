@@ -2,13 +2,11 @@ package generate
 
 import (
 	"bytes"
-	"compress/gzip"
 	"context"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -52,7 +50,7 @@ func readPair(t testing.TB, name string) *pair {
 	olds, news := t.TempDir(), t.TempDir()
 	for _, s := range side.Partitions {
 		if s.Old != nil {
-			p.old[s.Name] = gunzip(t, filepath.Join(dir, s.Old.File))
+			p.old[s.Name] = fixture.Gunzip(t, filepath.Join(dir, s.Old.File))
 			must(t, os.WriteFile(filepath.Join(olds, s.Name+".img"), p.old[s.Name], 0o600))
 		}
 	}
@@ -64,18 +62,6 @@ func readPair(t testing.TB, name string) *pair {
 		must(t, err)
 	}
 	return p
-}
-
-func gunzip(t testing.TB, path string) []byte {
-	t.Helper()
-	f, err := os.Open(path)
-	must(t, err)
-	defer f.Close()
-	z, err := gzip.NewReader(f)
-	must(t, err)
-	b, err := io.ReadAll(z)
-	must(t, err)
-	return b
 }
 
 func must(t testing.TB, err error) {

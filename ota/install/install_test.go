@@ -2,7 +2,6 @@ package install
 
 import (
 	"bytes"
-	"compress/gzip"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -60,7 +59,7 @@ func newDevice(t testing.TB) *device {
 		place := Partition{}
 		if p.Old != nil {
 			place.Old = p.Name + ".img"
-			d.write(place.Old, gunzip(t, mustRead(t, filepath.Join(from, p.Old.File))))
+			d.write(place.Old, fixture.Gunzip(t, filepath.Join(from, p.Old.File)))
 		}
 		if p.Name == "boot" {
 			place.New = "boot.new"
@@ -87,19 +86,6 @@ func mustRead(t testing.TB, path string) []byte {
 		t.Fatal(err)
 	}
 	return b
-}
-
-func gunzip(t testing.TB, b []byte) []byte {
-	t.Helper()
-	z, err := gzip.NewReader(bytes.NewReader(b))
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := io.ReadAll(z)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return out
 }
 
 func (d *device) path(name string) string { return filepath.Join(d.dir, name) }

@@ -121,7 +121,7 @@ func prepare(j *job.Job) error {
 			return err
 		}
 	}
-	return loopback()
+	return job.Loopback()
 }
 
 func deviceFolders() error {
@@ -184,24 +184,6 @@ func load(path string) error {
 	defer f.Close()
 	if err := unix.FinitModule(int(f.Fd()), "", 0); err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("loading %s: %w", filepath.Base(path), err)
-	}
-	return nil
-}
-
-// loopback brings 127.0.0.1 up.
-func loopback() error {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("loopback: %w", err)
-	}
-	defer unix.Close(fd)
-	req, err := unix.NewIfreq("lo")
-	if err != nil {
-		return err
-	}
-	req.SetUint16(unix.IFF_UP)
-	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, req); err != nil {
-		return fmt.Errorf("loopback: %w", err)
 	}
 	return nil
 }

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"cowbird/tools/vmlab/job"
 )
 
 const (
@@ -85,7 +87,7 @@ func initramfs() error {
 	if p.do["wipe"] {
 		return wipe()
 	}
-	return first(mapPartitions, loopback, startHTTP, enterSystem)
+	return first(mapPartitions, job.Loopback, startHTTP, enterSystem)
 }
 
 // writeEarly has the kernel hand to the disks, within moments, what programs have written:
@@ -189,21 +191,6 @@ func wipe() error {
 	say("wiped")
 	say("well")
 	return nil
-}
-
-// loopback brings 127.0.0.1 up.
-func loopback() error {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("loopback: %w", err)
-	}
-	defer unix.Close(fd)
-	req, err := unix.NewIfreq("lo")
-	if err != nil {
-		return err
-	}
-	req.SetUint16(unix.IFF_UP)
-	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, req)
 }
 
 // startHTTP leaves a server behind, which stands for one elsewhere.
