@@ -316,7 +316,7 @@ target files of an Android build (a folder or zip with IMAGES and META). Images 
 sparse. With --old it is a delta: for devices that have those images, and no others.
 
 Blocks that the old partition has are copied, files are compared with their old
-versions (ext4), and whatever comes out smallest is taken. --effort max takes many
+versions (ext4, erofs), and whatever comes out smallest is taken. --effort max takes many
 times as long. What is written has been applied, as a device would; with --vabc, into
 a COW, whose exact size the payload tells.
 

@@ -296,12 +296,16 @@ func Create(ctx context.Context, o Options) (*Payload, error) {
 }
 
 // make runs all items on this machine.
-func (p *Plan) make(ctx context.Context) (*Payload, error) {
-	results, err := p.runAll(ctx)
+func (p *Plan) make(ctx context.Context) (made *Payload, err error) {
+	s, err := newStore(p.o.Spool)
 	if err != nil {
 		return nil, err
 	}
-	return p.Join(ctx, func(_ context.Context, _ int, it *Item) (*Result, error) { return results[it.ID], nil })
+	defer func() { err = errors.Join(err, s.f.Close()) }()
+	if err := p.runAll(ctx, s); err != nil {
+		return nil, err
+	}
+	return p.Join(ctx, s.result)
 }
 
 // ReadResult is what Append has written, for an item.
@@ -327,10 +331,12 @@ func (r *Result) check(it *Item) error {
 		return fmt.Errorf("%w %.12s: expected an operation of kind %s, found %v", ErrItem, it.ID, it.Kind, r.Type)
 	}
 	dst, src := count(it.Dst), int64(count(it.Src))*blockSize
+	next := uint32(0)
 	for _, x := range r.Xors {
-		if uint64(x.Block)+uint64(x.Count) > dst || x.Source < 0 || x.Source > src-int64(x.Count)*blockSize {
-			return fmt.Errorf("%w %.12s: expected xors within %d blocks and %d bytes, found %+v", ErrItem, it.ID, dst, src, x)
+		if x.Block < next || uint64(x.Block)+uint64(x.Count) > dst || x.Source < 0 || x.Source > src-int64(x.Count)*blockSize {
+			return fmt.Errorf("%w %.12s: expected xors that rise within %d blocks and %d bytes, found %+v", ErrItem, it.ID, dst, src, x)
 		}
+		next = x.Block + x.Count
 	}
 	return nil
 }

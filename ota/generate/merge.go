@@ -65,11 +65,11 @@ func (it *Item) moves(xors []Xor) (moves []move) {
 			if offset > 0 && (int(first)+1 >= len(src) || src[first+1] != m.src+1) {
 				continue // its bytes are in two places
 			}
-			if !offsetless(m) {
+			if m.readsItself() {
 				continue
 			}
 			if n := len(moves); n > 0 {
-				if l := &moves[n-1]; l.offset == offset && l.dst+l.n == m.dst && l.src+l.n == m.src && !inside(it.Dst, m.dst) {
+				if l := &moves[n-1]; l.offset == offset && l.dst+l.n == m.dst && l.src+l.n == m.src && !begins(it.Dst, m.dst) {
 					l.n++
 					continue
 				}
@@ -80,14 +80,12 @@ func (it *Item) moves(xors []Xor) (moves []move) {
 	return moves
 }
 
-// offsetless is false for a block that would read itself: devices merge that in place,
-// which nothing but a journal makes safe.
-func offsetless(m move) bool {
-	return m.dst < m.src || m.dst >= m.src+m.srcBlocks()
-}
+// readsItself tells of one block whether it reads what it overwrites: nothing but a
+// journal makes that safe.
+func (m *move) readsItself() bool { return m.src <= m.dst && m.dst < m.src+m.srcBlocks() }
 
-// inside tells whether a range begins at a block, so that no move goes across.
-func inside(ranges []Range, block uint64) bool {
+// begins tells whether a range does at a block, so that no move goes across.
+func begins(ranges []Range, block uint64) bool {
 	return slices.ContainsFunc(ranges, func(r Range) bool { return r.Start == block })
 }
 

@@ -80,11 +80,26 @@ func (p *PartitionPlan) check(newer cow.Image, old *cow.Image) error {
 	}
 	for i := range p.Items {
 		it := &p.Items[i]
-		if len(it.Dst) == 0 || it.Kind == Copy && len(it.Dst) != 1 || !within(it.Dst, p.NewSize) || !within(it.File, p.NewSize) || !within(it.Src, p.OldSize) {
-			return fmt.Errorf("item %d: expected blocks within the images, found %+v", i, *it)
+		if !it.sound() || !within(it.Dst, p.NewSize) || !within(it.File, p.NewSize) || !within(it.Src, p.OldSize) {
+			return fmt.Errorf("item %d: expected an operation on blocks of the images, found %+v", i, *it)
 		}
 	}
 	return nil
+}
+
+// sound tells whether an item has what its kind needs.
+func (it *Item) sound() bool {
+	switch it.Kind {
+	case Zero:
+		return len(it.Dst) > 0 && len(it.Src) == 0
+	case Copy:
+		return len(it.Dst) == 1 && count(it.Src) == count(it.Dst)
+	case Full:
+		return len(it.Dst) > 0 && it.ID != ""
+	case Diff:
+		return len(it.Dst) > 0 && len(it.Src) > 0 && it.ID != ""
+	}
+	return false
 }
 
 func within(ranges []Range, size int64) bool {

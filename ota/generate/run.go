@@ -8,6 +8,8 @@ import (
 	"path"
 	"strings"
 
+	"github.com/klauspost/compress/zstd"
+
 	"cowbird/formats/bsdiff"
 	"cowbird/formats/payload/pb"
 	"cowbird/formats/puffin"
@@ -104,7 +106,7 @@ func (r *making) diff(ctx context.Context) (*Result, error) {
 // full is the data without a source, unless a quick look says that they must be much
 // larger than a diff.
 func (r *making) full(diff int) (*encoding, error) {
-	quick, err := packZstd(r.target, 1)
+	quick, err := packZstd(r.target, zstd.SpeedFastest)
 	if err != nil || r.o.Effort != Max && len(quick)/2 > diff+r.price() {
 		return nil, err
 	}

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"os"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -28,11 +29,53 @@ func (t *Task) need() int64 {
 	return 12*src + 6*dst + 32<<20
 }
 
+// store keeps results until they are joined, with their data in a file.
+type store struct {
+	f *os.File // without a name
+
+	mu  sync.Mutex
+	end int64
+	all map[string]stored // by the item's ID
+}
+
+type stored struct {
+	Result       // without Blob
+	offset, size int64
+}
+
+func newStore(folder string) (*store, error) {
+	f, err := spool(folder)
+	return &store{f: f, all: map[string]stored{}}, err
+}
+
+func (s *store) add(id string, r *Result) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, err := s.f.WriteAt(r.Blob, s.end); err != nil {
+		return err
+	}
+	kept := stored{Result: *r, offset: s.end, size: int64(len(r.Blob))}
+	kept.Blob = nil
+	s.all[id] = kept
+	s.end += kept.size
+	return nil
+}
+
+// result implements Results.
+func (s *store) result(_ context.Context, _ int, it *Item) (*Result, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	kept := s.all[it.ID]
+	r := kept.Result
+	r.Blob = make([]byte, kept.size)
+	_, err := s.f.ReadAt(r.Blob, kept.offset)
+	return &r, err
+}
+
 // runAll runs each item once, as many at a time as there are workers and as memory
 // allows.
-func (p *Plan) runAll(parent context.Context) (map[string]*Result, error) {
-	results := map[string]*Result{}
-	var mu sync.Mutex
+func (p *Plan) runAll(parent context.Context, s *store) error {
+	var mu sync.Mutex // for progress
 	done, total := int64(0), int64(0)
 	for _, part := range p.Partitions {
 		total += part.NewSize
@@ -48,18 +91,19 @@ func (p *Plan) runAll(parent context.Context) (map[string]*Result, error) {
 		}
 	}
 	report(0)
-	err := p.each(parent, work, func(ctx context.Context, t Task) error {
+	return p.each(parent, work, func(ctx context.Context, t Task) error {
 		r, err := p.Run(ctx, t.Partition, t.Item)
+		if err == nil {
+			err = s.add(t.Item.ID, r)
+		}
 		if err != nil {
 			return err
 		}
 		mu.Lock()
 		defer mu.Unlock()
-		results[t.Item.ID] = r
 		report(t.Item.bytes())
 		return nil
 	})
-	return results, err
 }
 
 // RunTasks runs tasks as RunTask does, as many at a time as there are workers and as

@@ -116,11 +116,12 @@ func (d *Device) Install(ctx context.Context, o install.Options) (err error) {
 
 // afterInstall is what comes between the last byte and the boot loader.
 func (d *Device) afterInstall(ctx context.Context, o install.Options, m *payload.Metadata, c *install.Config) error {
-	if err := d.checkNewSystem(m, c, o.Policy.AllowDowngrade); err != nil {
-		return errors.Join(err, d.Release(context.WithoutCancel(ctx)))
+	err := d.checkNewSystem(m, c, o.Policy.AllowDowngrade)
+	if err == nil {
+		err = d.keepCareMap(o.CareMap)
 	}
-	if err := d.keepCareMap(o.CareMap); err != nil {
-		return err
+	if err != nil {
+		return errors.Join(err, d.Release(context.WithoutCancel(ctx)))
 	}
 	return d.Finish(ctx, wipes(o.Policy.Properties))
 }
