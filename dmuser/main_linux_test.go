@@ -25,6 +25,7 @@ const (
 	classicEnv = "DMUSER_CLASSIC"
 	stuckEnv   = "DMUSER_STUCK" // the child reads its own device, and never answers
 	janitorEnv = "DMUSER_JANITOR"
+	hungEnv    = "DMUSER_HUNG"    // a folder in which the child shows a file
 	carrierEnv = "DMUSER_CARRIER" // of the child; fuse unless given
 )
 
@@ -34,6 +35,9 @@ var patience = 10 * time.Second
 func TestMain(m *testing.M) {
 	if size := os.Getenv(helperEnv); size != "" {
 		os.Exit(helper(size))
+	}
+	if dir := os.Getenv(hungEnv); dir != "" {
+		os.Exit(serveFile(dir))
 	}
 	if os.Getenv(janitorEnv) != "" {
 		os.Exit(janitor())

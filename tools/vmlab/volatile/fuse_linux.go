@@ -70,7 +70,26 @@ func Serve(dir string, disks ...*Disk) (*Server, error) {
 		s.done.Add(1)
 		go s.work()
 	}
+	if err := s.refusePoll(); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
 	return s, nil
+}
+
+// refusePoll has the kernel ask once whether a file can be polled, and be told no for
+// ever. Otherwise it asks when somebody opens a file by package os: within epoll_ctl,
+// for which the runtime does not give up its processor, so that a process that is its
+// own server may wait for itself.
+func (s *Server) refusePoll() error {
+	if len(s.disks) == 0 {
+		return nil
+	}
+	fd, err := unix.Open(s.Path(s.disks[0]), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	_, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+	return errors.Join(err, unix.Close(fd))
 }
 
 // Close takes the files away. Whoever has one open gets errors.
