@@ -13,8 +13,8 @@ import (
 	"cowbird/tools/vmlab/volatile"
 )
 
-// serveFile is a process with a file system of its own.
-func serveFile(dir string) int {
+// showFile is a process with a file system of its own.
+func showFile(dir string) int {
 	p := &volatile.Power{}
 	d := p.AddDisk("file", 512, make([]byte, 4096))
 	p.On(0, 0, nil)

@@ -37,7 +37,7 @@ func TestMain(m *testing.M) {
 		os.Exit(helper(size))
 	}
 	if dir := os.Getenv(hungEnv); dir != "" {
-		os.Exit(serveFile(dir))
+		os.Exit(showFile(dir))
 	}
 	if os.Getenv(janitorEnv) != "" {
 		os.Exit(janitor())
