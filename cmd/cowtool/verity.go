@@ -64,7 +64,7 @@ func (v *verities) apart(cmd *cobra.Command) {
 	f.StringVar(&v.salt, "salt", "", "the salt in `HEX`, with --root")
 	f.StringVar(&v.hash, "hash", "sha256", "the algorithm, with --root")
 	_ = cmd.MarkFlagFilename("tree")
-	values(cmd, "hash", "sha256", "sha1")
+	values(cmd, "hash", verity.Algorithms...)
 }
 
 // protected is an image, and what is known about it.

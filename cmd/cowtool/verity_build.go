@@ -52,7 +52,7 @@ without metadata. Same input, same bytes: the salt is none if not given.`,
 	f := cmd.Flags()
 	f.StringVar(&b.partition, "partition", "", "the partition's name; the default is the file's, without its ending")
 	f.Var(&b.partitionSize, "partition-size", "how large the partition is; 0 is as large as need be")
-	f.StringVar(&b.hash, "hash", "sha256", "sha256 or sha1")
+	f.StringVar(&b.hash, "hash", "sha256", strings.Join(verity.Algorithms, " or "))
 	f.StringVar(&b.salt, "salt", "", "in `HEX`")
 	f.IntVar(&b.roots, "fec-roots", 2, "parity bytes of error correction, 2 to 24; 0 is none")
 	f.Uint64Var(&b.rollbackIndex, "rollback-index", 0, "devices do not go back to a lower one")
@@ -63,7 +63,7 @@ without metadata. Same input, same bytes: the salt is none if not given.`,
 	for _, name := range []string{"tree", "fec", "vbmeta"} {
 		_ = cmd.MarkFlagFilename(name)
 	}
-	values(cmd, "hash", "sha256", "sha1")
+	values(cmd, "hash", verity.Algorithms...)
 	return cmd
 }
 

@@ -30,8 +30,7 @@
 // root proves.
 //
 // Sizes are believed: a caller who has them from somebody else's file compares them
-// with what is there first. The hashes are sha1 and sha256; blake2b-256, which dm-verity
-// has too, is not in the standard library.
+// with what is there first.
 //
 // The package is pure and keeps nothing between calls. Source: specs/payload.md 11,
 // specs/snapshot-manager.md 13.

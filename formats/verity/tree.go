@@ -10,7 +10,10 @@ import (
 	"io"
 	"math/bits"
 	"runtime"
+	"strings"
 	"sync"
+
+	"golang.org/x/crypto/blake2b"
 )
 
 var (
@@ -32,8 +35,11 @@ type Tree struct {
 	blockSize int64
 }
 
-// NewTree gives the trees by an algorithm ("sha1" or "sha256") with a salt, over
-// blocks of so many bytes, a power of two.
+// Algorithms are the hashes that NewTree knows.
+var Algorithms = []string{"sha256", "sha1", "blake2b-256"}
+
+// NewTree gives the trees by one of Algorithms with a salt, over blocks of so many
+// bytes, a power of two.
 func NewTree(algorithm string, salt []byte, blockSize int64) (*Tree, error) {
 	t := &Tree{salt: salt, blockSize: blockSize}
 	switch algorithm {
@@ -41,14 +47,24 @@ func NewTree(algorithm string, salt []byte, blockSize int64) (*Tree, error) {
 		t.hash = sha1.New
 	case "sha256":
 		t.hash = sha256.New
+	case "blake2b-256":
+		t.hash = newBlake2b
 	default:
-		return nil, fmt.Errorf("%w: expected sha1 or sha256, found %q", ErrUnsupported, algorithm)
+		return nil, fmt.Errorf("%w: expected %s, found %q", ErrUnsupported, strings.Join(Algorithms, ", "), algorithm)
 	}
 	t.digest = 1 << bits.Len(uint(t.hash().Size()-1))
 	if blockSize < 512 || blockSize > 1<<20 || blockSize&(blockSize-1) != 0 {
 		return nil, fmt.Errorf("%w: expected blocks of a power of two bytes, found %d", ErrUnsupported, blockSize)
 	}
 	return t, nil
+}
+
+func newBlake2b() hash.Hash {
+	h, err := blake2b.New256(nil)
+	if err != nil {
+		panic(err) // only a key can be wrong
+	}
+	return h
 }
 
 // levels are the sizes in bytes of the levels for so many bytes of data, the

@@ -77,6 +77,44 @@ func TestTreeAgainstVeritysetup(t *testing.T) {
 	}
 }
 
+// blake2b-256 is what b2sum gives: veritysetup's libraries lack it, which the kernel has.
+func TestBlake2b(t *testing.T) {
+	data, salt := noise(4, 2*4096), []byte("salt")
+	tree, err := NewTree("blake2b-256", salt, 4096)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	root, err := tree.Build(bytes.NewReader(data), int64(len(data)), &out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := make([]byte, 4096)
+	copy(want, b2sum(t, salt, data[:4096]))
+	copy(want[32:], b2sum(t, salt, data[4096:]))
+	if !bytes.Equal(out.Bytes(), want) {
+		t.Errorf("expected a tree of the sums that b2sum gives, found another of %d bytes", out.Len())
+	}
+	if want := b2sum(t, salt, want); !bytes.Equal(root, want) {
+		t.Errorf("expected the root %x, found %x", want, root)
+	}
+}
+
+func b2sum(t *testing.T, parts ...[]byte) []byte {
+	t.Helper()
+	cmd := exec.Command("b2sum", "--length=256")
+	cmd.Stdin = bytes.NewReader(bytes.Join(parts, nil))
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum, err := hex.DecodeString(string(out[:64]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sum
+}
+
 // A tree over one block is no tree: the root is the block's hash.
 func TestOneBlock(t *testing.T) {
 	tree, err := NewTree("sha256", []byte("salt"), 4096)
