@@ -115,7 +115,7 @@ func newWorkspaces(f *cowfile.File) (*workspaces, error) {
 // storedAtOnce is how many bytes of compressed data are read at once, if they are
 // of several units: as many as stay in a processor's cache until they are
 // decompressed.
-func storedAtOnce(f *cowfile.File) int { return max(256<<10, f.MaxStored()) }
+func storedAtOnce(f *cowfile.File) int { return max(128<<10, f.MaxStored()) }
 
 func (w *workspaces) create(stored int) (*workspace, error) {
 	mem, err := mapAnonymous(w.unit + stored)
