@@ -56,23 +56,28 @@ func (b *bench) install() error {
 			peak = max(peak, most)
 			return took, err
 		},
-		func() (float64, error) {
-			out := b.path("built.cow")
-			_ = os.Remove(out)
-			args := twoCores(b.tool("cowtool"), "create", "-q", "--compression", "lz4", "-o", out, filepath.Join(old, "system.img"), filepath.Join(next, "system.img"))
-			return seconds(args[0], args[1:]...)
-		})
+		func() (float64, error) { return b.createFor(old, next, "default") },
+		func() (float64, error) { return b.createFor(old, next, "fast") })
 	if err != nil {
 		return err
 	}
 	b.table.ratio("`otactl install` of a delta of 12 MiB into a COW, lz4, against `cowtool create` of it from the images",
 		spread(got[0], "%.2f")+" s", spread(got[1], "%.2f")+" s", median(got[0])/median(got[1]), atMost(1.5, "×"))
+	b.table.info("the same, against `cowtool create --effort fast`, whose COW is larger by a quarter", spread(got[0], "%.2f")+" s", spread(got[2], "%.2f")+" s", fmt.Sprintf("%.2f", median(got[0])/median(got[2])))
 	need, err := largestNeed(path)
 	if err != nil {
 		return err
 	}
 	b.table.value(fmt.Sprintf("the same, peak RSS less the largest operation's %.1f MB", float64(need)/1e6), float64(peak-need)/1e6, "", atMost(48*1.048576, "MB"))
 	return nil
+}
+
+// createFor makes a COW of the same images with some effort.
+func (b *bench) createFor(old, next, effort string) (float64, error) {
+	out := b.path("built.cow")
+	_ = os.Remove(out)
+	args := twoCores(b.tool("cowtool"), "create", "-q", "--effort", effort, "--compression", "lz4", "-o", out, filepath.Join(old, "system.img"), filepath.Join(next, "system.img"))
+	return seconds(args[0], args[1:]...)
 }
 
 // largestNeed is how many bytes the largest operation of a payload holds.
