@@ -90,7 +90,7 @@ type machine struct {
 	*workshop
 	t                           *testing.T
 	r                           *mrand.Rand
-	power                       volatile.Power
+	power                       *volatile.Power
 	super, metadata, misc, data *volatile.Disk
 	vbmeta                      [2]*volatile.Disk
 	server                      *volatile.Server
@@ -103,7 +103,7 @@ type machine struct {
 // newMachine flashes a system into slot a. room is what super has beside the largest
 // partitions that any system has, bytes.
 func newMachine(t *testing.T, w *workshop, r *mrand.Rand, first *system, room int64) *machine {
-	m := &machine{workshop: w, t: t, r: r, old: first}
+	m := &machine{workshop: w, t: t, r: r, power: new(volatile.Power), old: first}
 	m.super = m.power.AddDisk("super", 512, m.flash(first, superHead+w.largest()+room))
 	m.metadata = m.power.AddDisk("metadata", labBlock, m.ext4(metadataDisk))
 	m.misc = m.power.AddDisk("misc", 512, make([]byte, 64<<10))

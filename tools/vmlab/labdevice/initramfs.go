@@ -78,7 +78,7 @@ func initramfs() error {
 	if err != nil {
 		return err
 	}
-	say("boots slot %s", p.slot)
+	say("boots slot %s at %s s", p.slot, uptime())
 	if p.do["damage-state"] {
 		if err := os.WriteFile(metadataDir+"/ota/state", []byte("\xff\xff garbage"), 0o600); err != nil {
 			return err

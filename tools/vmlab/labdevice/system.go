@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -44,7 +45,7 @@ func system() error {
 	if err := look(p); err != nil {
 		return err
 	}
-	say("well")
+	say("well at %s s", uptime())
 	return nil
 }
 
@@ -62,10 +63,11 @@ func killOthers() error {
 	return err
 }
 
+// uptime is in seconds.
 func uptime() string {
-	b, _ := os.ReadFile("/proc/uptime")
-	s, _, _ := strings.Cut(string(b), " ")
-	return s
+	var t unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &t)
+	return fmt.Sprintf("%.3f", float64(t.Nano())/1e9)
 }
 
 // work is what the plan says for the system that runs.
@@ -152,7 +154,10 @@ func mergeQuickly() error {
 	if _, err := otactl("merge", "--if-any"); err != nil {
 		return err
 	}
+	var most memory
+	defer func() { tell("merging", most) }()
 	for {
+		most.atLeast(daemonMemory())
 		out, err := otactl("update", "--process", "--json")
 		if err != nil || !strings.Contains(out, `"Merging"`) {
 			return err
@@ -167,9 +172,12 @@ func otactl(args ...string) (string, error) {
 	cmd := otactlOf("/usr/sbin", append(args, "--config", config)...)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
-		err = fmt.Errorf("otactl %s: %w: %s", args[0], err, out)
+		return string(out), fmt.Errorf("otactl %s: %w: %s", args[0], err, out)
 	}
-	return string(out), err
+	if use, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
+		tell("peak-of-"+args[0], use.Maxrss)
+	}
+	return string(out), nil
 }
 
 // look tells what there is.
@@ -267,8 +275,18 @@ func mappedDevices() []string {
 	return names
 }
 
-// daemonMemory is what the daemon has in memory, in KiB; 0: there is none.
-func daemonMemory() int {
+// memory is what the daemon has, in KiB.
+type memory struct {
+	RSS  int `json:"rss"`
+	Anon int `json:"anonymous"`
+}
+
+func (m *memory) atLeast(n memory) {
+	m.RSS, m.Anon = max(m.RSS, n.RSS), max(m.Anon, n.Anon)
+}
+
+// daemonMemory is zero if there is no daemon.
+func daemonMemory() (m memory) {
 	all, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, f := range all {
 		line, _ := os.ReadFile(f)
@@ -277,11 +295,15 @@ func daemonMemory() int {
 		}
 		status, _ := os.ReadFile(filepath.Dir(f) + "/status")
 		for s := range strings.Lines(string(status)) {
-			if v, ok := strings.CutPrefix(s, "VmRSS:"); ok {
-				n, _ := strconv.Atoi(strings.Fields(v)[0])
-				return n
+			key, value, _ := strings.Cut(s, ":")
+			n, _ := strconv.Atoi(strings.TrimSuffix(strings.TrimSpace(value), " kB"))
+			switch key {
+			case "VmRSS":
+				m.RSS = n
+			case "RssAnon":
+				m.Anon = n
 			}
 		}
 	}
-	return 0
+	return m
 }
