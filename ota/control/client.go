@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"strconv"
 	"strings"
@@ -28,6 +29,14 @@ type Client struct {
 // Dial connects to the socket at path and makes sure that the daemon behind it
 // is active. While nobody listens there it tries again until ctx ends.
 func Dial(ctx context.Context, path string) (*Client, error) {
+	return DialWithin(ctx, path, math.MaxInt64)
+}
+
+// DialWithin is Dial for a daemon that may well not run: nobody may listen for so long
+// only. One that does may take until ctx ends to answer.
+func DialWithin(ctx context.Context, path string, patience time.Duration) (*Client, error) {
+	waiting, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
 	for {
 		conn, err := connect(path)
 		if err == nil {
@@ -37,7 +46,7 @@ func Dial(ctx context.Context, path string) (*Client, error) {
 			return nil, fmt.Errorf("connect to %s: %w", path, err)
 		}
 		select {
-		case <-ctx.Done():
+		case <-waiting.Done():
 			return nil, fmt.Errorf("connect to %s: %w: is snapuserd running, with that socket?", path, err)
 		case <-time.After(dialEvery):
 		}

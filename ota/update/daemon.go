@@ -22,9 +22,14 @@ type Snapuserd struct {
 }
 
 func (d Snapuserd) with(ctx context.Context, f func(*control.Client) error) error {
+	return d.within(ctx, d.Timeout, f)
+}
+
+// within is with for a daemon that may not run; see control.DialWithin.
+func (d Snapuserd) within(ctx context.Context, patience time.Duration, f func(*control.Client) error) error {
 	dialing, cancel := context.WithTimeout(ctx, d.Timeout)
 	defer cancel()
-	c, err := control.Dial(dialing, d.Socket)
+	c, err := control.DialWithin(dialing, d.Socket, patience)
 	if err != nil {
 		return fmt.Errorf("snapuserd: %w", err)
 	}
@@ -83,8 +88,7 @@ func (d Snapuserd) Pause(ctx context.Context, on bool) error {
 
 // Delete implements Daemon. Without a daemon there are no snapshots.
 func (d Snapuserd) Delete(ctx context.Context, name string) error {
-	soon := Snapuserd{Socket: d.Socket, Timeout: min(d.Timeout, 200*time.Millisecond)}
-	err := soon.with(ctx, func(c *control.Client) error { return c.Do(ctx, control.Delete, name) })
+	err := d.within(ctx, 200*time.Millisecond, func(c *control.Client) error { return c.Do(ctx, control.Delete, name) })
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) {
 		return nil
 	}
