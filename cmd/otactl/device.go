@@ -38,8 +38,9 @@ Other boot loaders and devices without a super partition: see docs/update.md.`
 // whole is a command about the device's update, not about one snapshot.
 type whole struct {
 	*remote
-	config string
-	json   bool
+	config   string
+	json     bool
+	recovery bool // what runs is a recovery system
 }
 
 func (w *whole) flags(cmd *cobra.Command) *cobra.Command {
@@ -50,6 +51,11 @@ func (w *whole) flags(cmd *cobra.Command) *cobra.Command {
 
 func (w *whole) jsonFlag(cmd *cobra.Command) {
 	cmd.Flags().BoolVar(&w.json, "json", false, "print JSON")
+}
+
+// recoveryFlag is of commands that a recovery system may call as well.
+func (w *whole) recoveryFlag(cmd *cobra.Command, usage string) {
+	cmd.Flags().BoolVar(&w.recovery, "recovery", false, usage)
 }
 
 // with opens the device and calls f.
@@ -70,6 +76,7 @@ func (w *whole) withConfig(cmd *cobra.Command, c *update.Config, f func(context.
 		return err
 	}
 	defer done()
+	c.Recovery = w.recovery
 	log := slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn}))
 	d, err := update.Open(c, m, update.Snapuserd{Socket: w.socket, Timeout: w.timeout, Rate: c.Merge.Rate}, log)
 	if err != nil {

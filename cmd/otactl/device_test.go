@@ -124,6 +124,8 @@ func TestDeviceCommands(t *testing.T) {
 	}
 
 	s.run("before-wipe")
+	s.run("cancel --recovery")
+	s.fails("merge --recovery", "expected [Merging MergeFailed MergeNeedsReboot MergeCompleted], found None")
 	s.fails("rollback", "expected a new system")
 	s.fails("boot", errNoMapper.Error())
 	s.fails("verify", "verified_boot")

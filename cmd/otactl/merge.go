@@ -20,6 +20,7 @@ var errMerge = errors.New("merge failed")
 
 func (r *remote) mergeCommand() *cobra.Command {
 	w, wait, quiet, auto, ifAny := &whole{remote: r}, false, false, false, false
+	daemon := starter{}
 	var rate cli.Size
 	cmd := &cobra.Command{
 		Use:   "merge [NAME]",
@@ -37,20 +38,27 @@ that has ended, or at once if it does not:
 
   "merge": {"auto": true, "after": "120s", "on_power": true, "rate": 33554432}
 
+With --recovery a recovery system finishes the merge of a device that does not stay up
+for long enough to do so: it maps the partitions, merges, and takes them away again. The
+merge must have begun. The system itself removes what is left, when it boots.
+
 Interrupting otactl --wait does not interrupt the merge: see otactl pause. After
 a restart of the daemon, map and merge again; the merge goes on where it was.`,
 		Example: `  otactl merge system --wait             # with a progress bar on a terminal
   otactl merge system --rate 64M         # at most 64 MiB a second
-  otactl merge system && otactl status system`,
+  otactl merge system && otactl status system
+  otactl merge --recovery --daemon /sbin/snapuserd`,
 		Args:              cli.Args("[NAME]"),
 		ValidArgsFunction: r.completeNames,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return w.with(cmd, func(ctx context.Context, d *update.Device) error {
-					if auto {
+					switch {
+					case w.recovery:
+						return w.mergeInRecovery(ctx, d, daemon)
+					case auto:
 						return d.MergeBy(ctx, d.MergePolicy(), here(), processEvery)
-					}
-					if ifAny {
+					case ifAny:
 						return w.mergeAny(ctx, d, wait)
 					}
 					return w.mergeUpdate(ctx, d, wait)
@@ -69,6 +77,8 @@ a restart of the daemon, map and merge again; the merge goes on where it was.`,
 	cmd.Flags().BoolVar(&wait, "wait", false, "wait until the merge has ended; fail if it failed")
 	cmd.Flags().BoolVar(&auto, "auto", false, "merge the update of the device as its configuration says")
 	cmd.Flags().BoolVar(&ifAny, "if-any", false, "without NAME: do nothing when there is no update to merge")
+	w.recoveryFlag(cmd, "without NAME: finish a merge in a recovery system")
+	cmd.Flags().StringVar(&daemon.program, "daemon", "", "with --recovery: snapuserd's `PROGRAM`, to be started if it is needed")
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "no progress bar")
 	cmd.Flags().Var(&rate, "rate", "at most so many bytes a second, such as 64M; 0 is no limit")
 	return w.flags(cmd)

@@ -167,18 +167,21 @@ func mark(ctx context.Context, d *update.Device, verify bool) error {
 
 func (r *remote) cancelCommand() *cobra.Command {
 	w := &whole{remote: r}
-	return w.flags(&cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "cancel",
 		Short: "Remove an update that is not booted",
 		Long: `Removes an update that is being written, or waits for the reboot. One that runs
 already is left by rebooting to the other slot; one that is being merged must be
-finished.`,
+finished. With --recovery files of COWs are left, which may be where the user's data are
+locked; the system itself removes them at its next otactl update --process.`,
 		Example: `  otactl cancel`,
 		Args:    cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return w.with(cmd, func(ctx context.Context, d *update.Device) error { return d.Cancel(ctx) })
 		},
-	})
+	}
+	w.recoveryFlag(cmd, "this is a recovery system")
+	return w.flags(cmd)
 }
 
 // mergeAny is mergeUpdate when there is something to merge: the system that runs is an
@@ -217,6 +220,14 @@ func (w *whole) mergeUpdate(ctx context.Context, d *update.Device, wait bool) er
 		return fmt.Errorf("%w: expected the update to end, found it %v", errMerge, state)
 	}
 	return nil
+}
+
+// mergeInRecovery finishes what a system that does not stay up has begun.
+func (w *whole) mergeInRecovery(ctx context.Context, d *update.Device, daemon starter) error {
+	if err := w.startFor(d, daemon); err != nil {
+		return err
+	}
+	return d.FinishInRecovery(ctx)
 }
 
 // readInstallConfig gives one of the two kinds of configurations.

@@ -54,6 +54,9 @@ type Config struct {
 	// Build names the running system, in the state of an update.
 	Build string `json:"build,omitempty"`
 
+	// Recovery is not in the file: see Manager.
+	Recovery bool `json:"-"`
+
 	slots *slots.Config
 }
 

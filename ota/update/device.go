@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"os"
 	"path/filepath"
 
 	"cowbird/cow"
@@ -42,7 +44,7 @@ func Open(c *Config, mapper Mapper, daemon Daemon, log *slog.Logger) (*Device, e
 		}
 	}
 	d := &Device{config: c, Manager: &Manager{
-		Slots: s, Mapper: mapper, Daemon: daemon, Log: log, Build: c.Build,
+		Slots: s, Mapper: mapper, Daemon: daemon, Log: log, Build: c.Build, Recovery: c.Recovery,
 		Open: func(path string) (WriteDevice, error) { return cow.OpenDevice(path, true) },
 	}}
 	if err := d.open(); err != nil {
@@ -64,8 +66,8 @@ func (d *Device) open() error {
 	}
 	d.close = append(d.close, dir.Close)
 	d.Files = dir
-	if d.config.Images == "" {
-		return nil
+	if _, err := os.Stat(d.config.Images); d.config.Images == "" || d.Recovery && errors.Is(err, fs.ErrNotExist) {
+		return nil // the user's data are locked, or gone
 	}
 	images, err := OpenImages(d.config.Images, d.config.ImagesKeep)
 	if err != nil {

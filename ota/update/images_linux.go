@@ -215,6 +215,9 @@ func (i *FileImages) Delete(name string) error {
 	return i.sync()
 }
 
+// Disable implements Images. A file that no snapshot has is known for what it is.
+func (i *FileImages) Disable(string) error { return nil }
+
 // List implements Images.
 func (i *FileImages) List() ([]string, error) {
 	d, err := i.dir.Open(".")

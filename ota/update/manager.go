@@ -111,6 +111,9 @@ type Images interface {
 	Table(name string) ([]Line, error)
 	// Delete removes a file; one that is not there is fine.
 	Delete(name string) error
+	// Disable notes that a file is nobody's any more, where its file system cannot
+	// be written: Delete follows when that can be.
+	Disable(name string) error
 	// List gives the names of all.
 	List() ([]string, error)
 }
@@ -147,6 +150,9 @@ type Manager struct {
 	Log    *slog.Logger
 	// Build is the name of the running system, which is kept with the update.
 	Build string
+	// Recovery: what runs is a recovery system and not the slot's, and the user's data
+	// may be locked. Files of COWs are left, disabled, for the device's own system.
+	Recovery bool
 }
 
 func (m *Manager) log() *slog.Logger {

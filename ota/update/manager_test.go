@@ -23,12 +23,16 @@ func plain() map[string]part {
 // installed is a device with an update that waits for the reboot.
 func installed(t *testing.T, parts map[string]part) (*world, *update) {
 	u := newUpdate(t, parts)
+	return u.installed(t, parts), u
+}
+
+func (u *update) installed(t *testing.T, parts map[string]part) *world {
 	w := newWorld(t, 1, parts)
 	w.images.room = 32 << 20
 	_, err := w.m.Boot(ctx)
 	must(t, err)
 	must(t, u.install(w))
-	return w, u
+	return w
 }
 
 // tried is one whose new system runs.

@@ -194,6 +194,8 @@ func (m *Manager) process(ctx context.Context) (snapshotpb.UpdateState, error) {
 		return m.processMerge(ctx, s)
 	case completed:
 		return m.end(ctx)
+	case none, cancelled:
+		return s.State, m.removeStrayImages() // which a recovery system left
 	}
 	return s.State, nil
 }
@@ -381,7 +383,11 @@ func (m *Manager) finishMerge(ctx context.Context, meta *lpmeta.Metadata, s *sna
 
 // clean removes what is left of a snapshot that is merged.
 func (m *Manager) clean(ctx context.Context, s *snapshotpb.SnapshotStatus) (outcome, error) {
-	if err := m.removeSnapshot(ctx, s); err != nil {
+	remove := m.removeSnapshot
+	if m.Recovery {
+		remove = func(ctx context.Context, s *snapshotpb.SnapshotStatus) error { return m.unmapParts(ctx, s.Name) }
+	}
+	if err := remove(ctx, s); err != nil {
 		m.log().Warn("merged, but not removed", "snapshot", s.Name, "error", err)
 		return isBusy, nil
 	}
@@ -398,8 +404,11 @@ func (m *Manager) nextPhase(ctx context.Context, update *snapshotpb.SnapshotUpda
 	return m.startPhase(ctx, all, secondPhase)
 }
 
-// end removes what is left of an update that is merged.
+// end removes what is left of an update that is merged, but not in a recovery system.
 func (m *Manager) end(ctx context.Context) (snapshotpb.UpdateState, error) {
+	if m.Recovery {
+		return completed, m.writeState(completed, nil)
+	}
 	if err := m.removeUpdate(ctx); err != nil {
 		if errors.Is(err, ErrBusy) {
 			return needsReboot, m.writeState(needsReboot, nil)

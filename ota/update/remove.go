@@ -136,17 +136,15 @@ func (m *Manager) removeNamed(ctx context.Context, name string) error {
 	if err := m.unmapParts(ctx, name); err != nil {
 		return fmt.Errorf("unmap the parts of %s: %w", name, err)
 	}
-	if m.Images != nil {
-		if err := m.Images.Delete(cowName(name)); err != nil {
-			return fmt.Errorf("remove the file of %s: %w", cowName(name), err)
-		}
+	if err := m.dropImage(cowName(name)); err != nil {
+		return err
 	}
 	return drop(m.Files, statusFile(name), statusFile(name)+temporary)
 }
 
 // removeStrayImages removes files of COWs that no snapshot has.
 func (m *Manager) removeStrayImages() error {
-	if m.Images == nil {
+	if m.Images == nil || m.Recovery {
 		return nil
 	}
 	images, err := m.Images.List()

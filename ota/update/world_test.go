@@ -297,6 +297,8 @@ func (i *memImages) Delete(name string) error {
 	return err
 }
 
+func (i *memImages) Disable(string) error { return i.w.alive() }
+
 func (i *memImages) List() ([]string, error) { return slices.Sorted(maps.Keys(i.files)), i.w.alive() }
 
 // memMapper is device-mapper: what is mapped is gone after a crash.

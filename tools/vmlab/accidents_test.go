@@ -32,6 +32,7 @@ func TestAccidents(t *testing.T) {
 		{"WipeInitiated", (*accident).wipeInitiated},
 		{"WipeNewSystem", (*accident).wipeNewSystem},
 		{"WipeMerging", (*accident).wipeMerging},
+		{"RecoveryMerging", (*accident).recoveryMerging},
 		{"CancelInitiated", (*accident).cancelInitiated},
 		{"CancelUnverified", (*accident).cancelUnverified},
 		{"CancelTooLate", (*accident).cancelTooLate},
@@ -207,6 +208,22 @@ func (a *accident) wipeMerging() {
 	a.boot(cut{said: "merge begins"}, "lab.do=merge")
 	a.went(a.boot(cut{}, "lab.do=wipe"))
 	o := a.boot(cut{}, "lab.do=nothing")
+	if o.slot == a.from {
+		a.fatal("expected the new system")
+	}
+	a.isOver(o)
+}
+
+// recoveryMerging has a recovery system finish the merge, through a power cut.
+func (a *accident) recoveryMerging() {
+	a.install()
+	a.boot(cut{said: "merge begins"}, "lab.do=merge")
+	a.boot(cut{flush: 20}, "lab.do=recover")
+	a.went(a.boot(cut{}, "lab.do=recover"))
+	if states := lines(a.console, "recovered"); len(states) != 1 || states[0] != "MergeCompleted" {
+		a.fatal("expected MergeCompleted, found %q", states)
+	}
+	o := a.boot(cut{}, "lab.do=merge")
 	if o.slot == a.from {
 		a.fatal("expected the new system")
 	}

@@ -223,7 +223,7 @@ type outcome struct {
 // boot runs the device until it is off, one way or the other.
 func (m *machine) boot(c cut, words ...string) *outcome {
 	m.t.Helper()
-	slot := m.choose(slices.Contains(words, "lab.do=wipe"))
+	slot := m.choose(slices.Contains(words, "lab.do=wipe") || slices.Contains(words, "lab.do=recover"))
 	ctx, cancel := context.WithTimeout(m.t.Context(), machineBoot)
 	defer cancel()
 	folder := m.t.TempDir()

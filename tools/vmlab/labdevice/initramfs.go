@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -86,6 +87,9 @@ func initramfs() error {
 	}
 	if p.do["wipe"] {
 		return wipe()
+	}
+	if p.do["recover"] {
+		return recoverMerge()
 	}
 	return first(mapPartitions, job.Loopback, startHTTP, enterSystem)
 }
@@ -189,6 +193,27 @@ func wipe() error {
 		return fmt.Errorf("mke2fs: %w: %s", err, out)
 	}
 	say("wiped")
+	say("well")
+	return nil
+}
+
+// recoverMerge is what a recovery system does that people start when the system does
+// not stay up.
+func recoverMerge() error {
+	out, err := otactlOf(labDir, "merge", "--recovery", "--config", labDir+"/update.json", "--timeout", "30s", "--daemon", labDir+"/snapuserd").CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("otactl merge --recovery: %w: %s", err, out)
+	}
+	var update struct {
+		State string `json:"state"`
+	}
+	if out, err = otactlOf(labDir, "update", "--json", "--config", labDir+"/update.json").Output(); err == nil {
+		err = json.Unmarshal(out, &update)
+	}
+	if err != nil {
+		return fmt.Errorf("otactl update: %w: %s", err, out)
+	}
+	say("recovered %s", update.State)
 	say("well")
 	return nil
 }
