@@ -38,6 +38,11 @@ func (m *Manager) Boot(ctx context.Context) (all []Mounted, err error) {
 		if err != nil {
 			return err
 		}
+		if len(m.Below) > 0 {
+			if _, err := m.Mapper.Map(ctx, belowName, m.Below, false); err != nil {
+				return err
+			}
+		}
 		if all, err = m.mapAll(ctx); err != nil && !before {
 			err = errors.Join(err, m.unmapAll(ctx))
 		}
@@ -172,6 +177,9 @@ func (m *Manager) unmapAll(ctx context.Context) error {
 		if p := &meta.Partitions[i]; isMapped(meta, p) {
 			errs = append(errs, m.Mapper.Unmap(ctx, p.Name+veritySuffix), m.Mapper.Unmap(ctx, p.Name), m.unmapParts(ctx, p.Name))
 		}
+	}
+	if err := m.Mapper.Unmap(ctx, belowName); !errors.Is(err, ErrBusy) { // it may be mounted
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }

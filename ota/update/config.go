@@ -27,6 +27,9 @@ type Config struct {
 	// the boot mounts, and of which ImagesKeep bytes are left to others.
 	Images     string `json:"images,omitempty"`
 	ImagesKeep int64  `json:"images_keep,omitempty"`
+	// ImagesDevice is the block device below that file system: the boot needs only it
+	// then, and maps it as userdata, from which the file system is mounted.
+	ImagesDevice string `json:"images_device,omitempty"`
 	// Plain are the partitions of a device without super. Super is then a file,
 	// which is made when it is not there.
 	Plain *Plain `json:"plain,omitempty"`
@@ -72,10 +75,13 @@ func ParseConfig(b []byte, dir string) (*Config, error) {
 	if c.State == "" || c.Super == "" || c.Slots == nil {
 		return nil, fmt.Errorf("%w: expected state, super and slots, found one missing", ErrConfig)
 	}
+	if c.ImagesDevice != "" && c.Images == "" {
+		return nil, fmt.Errorf("%w: images_device: expected images, a folder of its file system, found none", ErrConfig)
+	}
 	if c.Static != "" && strings.Count(c.Static, "*") != 1 {
 		return nil, fmt.Errorf("%w: static: expected a path with one asterisk, found %q", ErrConfig, c.Static)
 	}
-	for _, p := range []*string{&c.State, &c.Super, &c.Keys, &c.Static, &c.Images} {
+	for _, p := range []*string{&c.State, &c.Super, &c.Keys, &c.Static, &c.Images, &c.ImagesDevice} {
 		*p = settings.InDir(dir, *p)
 	}
 	if c.Devices == nil {

@@ -66,16 +66,42 @@ func (d *Device) open() error {
 	}
 	d.close = append(d.close, dir.Close)
 	d.Files = dir
-	if _, err := os.Stat(d.config.Images); d.config.Images == "" || d.Recovery && errors.Is(err, fs.ErrNotExist) {
+	return d.openImages()
+}
+
+func (d *Device) openImages() error {
+	c := d.config
+	if c.ImagesDevice != "" {
+		return d.openExtents()
+	}
+	if _, err := os.Stat(c.Images); c.Images == "" || d.Recovery && errors.Is(err, fs.ErrNotExist) {
 		return nil // the user's data are locked, or gone
 	}
-	images, err := OpenImages(d.config.Images, d.config.ImagesKeep)
+	images, err := OpenImages(c.Images, c.ImagesKeep)
 	if err != nil {
 		return err
 	}
 	d.close = append(d.close, images.Close)
 	d.Images = images
 	return nil
+}
+
+func (d *Device) openExtents() (err error) {
+	c := d.config
+	dir := c.State
+	if filepath.Base(dir) == "ota" { // as Android has it
+		dir = filepath.Join(filepath.Dir(dir), "gsi", "ota")
+	}
+	record, err := OpenDir(dir)
+	if err != nil {
+		return err
+	}
+	d.close = append(d.close, record.Close)
+	images := OpenExtentImages(c.Images, c.ImagesKeep, c.ImagesDevice, record)
+	d.close = append(d.close, images.Close)
+	d.Images = images
+	d.Below, err = images.below()
+	return err
 }
 
 // Close closes what Open has opened. What is mapped stays.

@@ -17,12 +17,8 @@ import (
 )
 
 // FileImages keeps COWs in files of a mounted file system, under loop devices. The
-// boot has to mount it before the COWs are mapped. A loop device goes when nobody has
-// it open, neither this process nor a mapped device.
-//
-// Android finds the blocks of such files without their file system instead, for
-// which its user data must not be mounted from the partition itself; that is not
-// done here.
+// boot has to mount it before the COWs are mapped; ExtentImages is for those that cannot.
+// A loop device goes when nobody has it open, neither this process nor a mapped device.
 type FileImages struct {
 	dir *os.Root
 	// keep is how many bytes of the file system are left free.

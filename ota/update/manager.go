@@ -118,6 +118,10 @@ type Images interface {
 	List() ([]string, error)
 }
 
+// belowName is what Boot maps over the device of the user's data, and that device's name
+// in ExtentImages' record.
+const belowName = "userdata"
+
 // Super is where the metadata of partitions are, and their data.
 type Super struct {
 	// Metadata is the super partition, or a file that has the metadata of other
@@ -147,7 +151,10 @@ type Manager struct {
 	Daemon Daemon
 	Open   Disk
 	Images Images // nil: COWs are in super only
-	Log    *slog.Logger
+	// Below is the block device of the user's data, which Boot maps as it is, under
+	// the name userdata; see ExtentImages. Without lines it maps nothing.
+	Below []Line
+	Log   *slog.Logger
 	// Build is the name of the running system, which is kept with the update.
 	Build string
 	// Recovery: what runs is a recovery system and not the slot's, and the user's data

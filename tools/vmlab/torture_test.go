@@ -53,6 +53,28 @@ func TestDeviceUpdates(t *testing.T) {
 	}
 }
 
+// TestDeviceExtents lives through updates whose COWs are mapped by the blocks of their
+// files, so that the boot does not mount the file system, and through power cuts.
+func TestDeviceExtents(t *testing.T) {
+	w := newWorkshop(t)
+	m := newMachine(t, w, chance(3), w.make(0, 0, 0), 1<<20)
+	for i, o := range []*offer{
+		{to: w.make(1, 1, 1), version: 3, codec: "lz4"},
+		{to: w.make(0, 2, -1), version: 3, codec: "none", full: true},
+	} {
+		o.from = m.old
+		words := append(m.offer(o), "lab.flags=--downgrade")
+		m.boot(cut{flush: 40 + 10*i, loss: volatile.LoseSectors}, append(words, "lab.do=install,extents")...)
+		m.went(m.boot(cut{}, append(words, "lab.do=install,extents")...))
+		m.boot(cut{flush: 20 + 10*i, loss: volatile.LoseAll}, "lab.do=merge,extents")
+		if images := lines(m.console, "images"); len(images) == 0 || !strings.Contains(images[0], "-cow-img.img") {
+			m.fatal("expected files of COWs, found %q", images)
+		}
+		m.isOver(m.boot(cut{}, "lab.do=merge,verify,extents"))
+		m.isOver(m.boot(cut{}, "lab.do=nothing,extents"))
+	}
+}
+
 var (
 	lives    = flag.Int("lives", 1, "how many devices suffer")
 	lifeSeed = flag.Uint64("life-seed", 1, "seed of the first device")

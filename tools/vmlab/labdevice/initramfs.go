@@ -68,6 +68,9 @@ func initramfs() error {
 	err = first(
 		func() error { return mount(blockDir+"/metadata", metadataDir, "ext4", 0, "") },
 		func() error {
+			if p.do["extents"] { // is mounted by the system
+				return nil
+			}
 			err := mount(blockDir+"/data", dataDir, "ext4", 0, "")
 			if err != nil && p.do["wipe"] { // an earlier attempt has erased it
 				say("no data: %v", err)
@@ -91,7 +94,7 @@ func initramfs() error {
 	if p.do["recover"] {
 		return recoverMerge()
 	}
-	return first(mapPartitions, job.Loopback, startHTTP, enterSystem)
+	return first(func() error { return mapPartitions(p) }, job.Loopback, startHTTP, enterSystem)
 }
 
 // writeEarly has the kernel hand to the disks, within moments, what programs have written:
@@ -168,8 +171,12 @@ func otactlOf(dir string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-func mapPartitions() error {
-	cmd := otactlOf(labDir, "boot", "--config", labDir+"/update.json", "--timeout", "30s", "--daemon", labDir+"/snapuserd", "--daemon-root", "/run/initramfs/cowbird")
+func mapPartitions(p *plan) error {
+	name := "update.json"
+	if p.do["extents"] {
+		name = extentsConfig
+	}
+	cmd := otactlOf(labDir, "boot", "--config", filepath.Join(labDir, name), "--timeout", "30s", "--daemon", labDir+"/snapuserd", "--daemon-root", "/run/initramfs/cowbird")
 	var errs strings.Builder
 	cmd.Stderr = &errs
 	out, err := cmd.Output()

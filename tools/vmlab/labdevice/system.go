@@ -20,7 +20,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const config = "/etc/cowbird/update.json"
+// config is what the system knows of its device.
+var config = "/etc/cowbird/update.json"
+
+// extentsConfig, in the test's folder, is for devices that use the blocks of COWs' files.
+const extentsConfig = "update-extents.json"
 
 func system() error {
 	if err := killOthers(); err != nil {
@@ -33,6 +37,12 @@ func system() error {
 	version, err := os.ReadFile("/etc/version")
 	if err != nil {
 		return err
+	}
+	if p.do["extents"] {
+		config = filepath.Join(labDir, extentsConfig)
+		if err := mount("/dev/mapper/userdata", dataDir, "ext4", 0, ""); err != nil {
+			return err
+		}
 	}
 	say("version %s in %s at %s s", version, p.slot, uptime())
 	if err := look(p); err != nil {
