@@ -27,7 +27,11 @@ const (
 	Signal       Type = 4
 )
 
-const noReplyExpected = 1 // flag
+// Flags.
+const (
+	noReplyExpected = 1
+	interactive     = 4
+)
 
 // The codes of header fields.
 const (
@@ -262,3 +266,6 @@ func (e *encoder) field(code int, m *Message) {
 	e.b = append(e.b, byte(code))
 	_ = e.value(Of(v)) // of a basic type, which can be sent
 }
+
+// Interactive tells whether the caller is ready to have its user asked for a password.
+func (m *Message) Interactive() bool { return m.Flags&interactive != 0 }
