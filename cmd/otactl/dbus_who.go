@@ -123,10 +123,7 @@ func (s *service) askPolkit(ctx context.Context, m *dbus.Message, p peer) error 
 	no := func(err error) error {
 		return &dbus.Error{Name: dbus.AccessDenied, Text: fmt.Sprintf("user %d: polkit cannot be asked: %v", p.uid, err)}
 	}
-	if _, err := s.conn.Ask(ctx, "StartServiceByName", polkitName, uint32(0)); err != nil {
-		return no(err)
-	}
-	owner, err := s.conn.Ask(ctx, "GetNameOwner", polkitName)
+	owner, err := s.polkitOwner(ctx)
 	if err != nil {
 		return no(err)
 	}
@@ -135,8 +132,7 @@ func (s *service) askPolkit(ctx context.Context, m *dbus.Message, p peer) error 
 	if m.Interactive() {
 		interactive = 1
 	}
-	name, _ := owner[0].(string)
-	got, err := s.conn.Call(ctx, name, polkitPath, polkitName+".Authority", "CheckAuthorization", subject, polkitAction, map[string]string{}, interactive, "")
+	got, err := s.conn.Call(ctx, owner, polkitPath, polkitName+".Authority", "CheckAuthorization", subject, polkitAction, map[string]string{}, interactive, "")
 	if err != nil {
 		return no(err)
 	}
@@ -146,6 +142,22 @@ func (s *service) askPolkit(ctx context.Context, m *dbus.Message, p peer) error 
 		}
 	}
 	return denied(p)
+}
+
+// polkitOwner is polkit's unique name, whose answers nobody else can give. It is
+// started if it does not run.
+func (s *service) polkitOwner(ctx context.Context) (string, error) {
+	got, err := s.conn.Ask(ctx, "GetNameOwner", polkitName)
+	if err != nil {
+		if _, err = s.conn.Ask(ctx, "StartServiceByName", polkitName, uint32(0)); err == nil {
+			got, err = s.conn.Ask(ctx, "GetNameOwner", polkitName)
+		}
+	}
+	if err != nil {
+		return "", err
+	}
+	name, _ := got[0].(string)
+	return name, nil
 }
 
 // follow has the service stay, and look for changes, as long as the caller is there.
