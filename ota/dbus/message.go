@@ -160,28 +160,30 @@ func (m *Message) readFields(head []byte, end int) error {
 	return m.check()
 }
 
+// setField keeps the value of a field, whose type must be the field's. Unknown fields
+// may be of any.
 func (m *Message) setField(code int, v any) error {
-	ok := true
+	ok := code > fieldFiles
 	switch s := v.(type) {
 	case string:
 		if to := m.textField(code); to != nil && code != fieldPath && code != fieldSignature {
-			*to = s
-		} else {
-			ok = code > fieldFiles
+			*to, ok = s, true
 		}
 	case ObjectPath:
-		m.Path, ok = string(s), code == fieldPath || code > fieldFiles
+		if code == fieldPath {
+			m.Path, ok = string(s), true
+		}
 	case Signature:
-		m.Signature, ok = string(s), code == fieldSignature || code > fieldFiles
+		if code == fieldSignature {
+			m.Signature, ok = string(s), true
+		}
 	case uint32:
 		if code == fieldReplySerial {
 			m.ReplySerial = s
 		}
-		ok = code == fieldReplySerial || code >= fieldFiles
-	default:
-		ok = code > fieldFiles
+		ok = ok || code == fieldReplySerial || code == fieldFiles
 	}
-	if !ok || code == 0 {
+	if !ok {
 		return fmt.Errorf("%w: header field %d: found a %T", ErrFormat, code, v)
 	}
 	return nil
