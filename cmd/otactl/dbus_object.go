@@ -23,6 +23,7 @@ type method struct {
 	in       string // signature
 	change   bool   // not for everybody
 	anywhere bool   // on all objects
+	stays    bool   // has the service stay
 	// do answers the call itself, now or later, or gives an error.
 	do func(s *service, ctx context.Context, m *dbus.Message, args []any) error
 }
@@ -41,7 +42,7 @@ func methods(iface, member string) (method, bool) {
 	case peerInterface + ".Ping":
 		return method{anywhere: true, do: (*service).ping}, true
 	case busName + ".Follow":
-		return method{do: (*service).follow}, true
+		return method{stays: true, do: (*service).follow}, true
 	case busName + ".Unfollow":
 		return method{do: (*service).unfollow}, true
 	}
@@ -100,6 +101,8 @@ func (s *service) take(ctx context.Context, m *dbus.Message) {
 		s.answer(m, nil, &dbus.Error{Name: unknownObject, Text: "expected " + busObject})
 	case m.Signature != found.in || m.TooLong:
 		s.answer(m, nil, &dbus.Error{Name: dbus.InvalidArgs, Text: fmt.Sprintf("expected arguments of types %q, at most %d bytes; found %.80q", found.in, dbus.MaxBody, m.Signature)})
+	case s.leaving && (found.change || found.stays):
+		s.answer(m, nil, &dbus.Error{Name: errorBusy, Text: "the service was just ending; call again"})
 	case found.change:
 		s.ask(ctx, m, found)
 	default:

@@ -2,9 +2,10 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
+	"net"
+	"os"
 	"time"
 
 	"cowbird/formats/snapshotpb"
@@ -45,8 +46,9 @@ type service struct {
 	seen    time.Time // of last; zero: never
 	shown   map[string]dbus.Variant
 
-	used time.Time // when somebody last wanted something
-	next time.Time // when to look for those who follow
+	leaving bool      // nothing is begun any more
+	used    time.Time // when somebody last wanted something
+	next    time.Time // when to look for those who follow
 }
 
 // outlook is what a look at the device has found.
@@ -112,10 +114,15 @@ func (s *service) wait() time.Duration {
 func (s *service) soon() { s.next = time.Now() }
 
 // leave gives the name back, so that the bus starts the service anew for whoever calls
-// next, and answers those that have called before.
+// next, and answers those that have called before. systemd has to know first: to start
+// a service that still runs would do nothing.
 func (s *service) leave(ctx context.Context) (left bool, err error) {
 	if s.idle == 0 || time.Since(s.used) < s.idle {
 		return false, nil
+	}
+	s.leaving = true
+	if err := notify("STOPPING=1"); err != nil {
+		s.log.Warn("service manager", "error", err)
 	}
 	asking, cancel := context.WithTimeout(ctx, lookWait)
 	defer cancel()
@@ -132,13 +139,22 @@ func (s *service) leave(ctx context.Context) (left bool, err error) {
 		case <-time.After(time.Millisecond): // it has just been taken
 		}
 	}
-	if !s.busy() {
-		return true, nil
+	return true, nil
+}
+
+// notify tells the service manager something, if there is one.
+func notify(state string) error {
+	path := os.Getenv("NOTIFY_SOCKET")
+	if path == "" {
+		return nil
 	}
-	if err := s.conn.Own(asking, busName); err != nil && !errors.Is(err, dbus.ErrTaken) {
-		return false, err
+	c, err := net.Dial("unixgram", path)
+	if err != nil {
+		return err
 	}
-	return false, nil // without the name, what has begun is brought to its end
+	defer c.Close()
+	_, err = c.Write([]byte(state))
+	return err
 }
 
 // stop ends what is being done, in a way that it can be gone on with.

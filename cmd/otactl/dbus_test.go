@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -480,6 +481,35 @@ func TestBusIdle(t *testing.T) {
 		}
 	case <-time.After(10 * time.Second):
 		t.Error("expected the service to end")
+	}
+}
+
+// A service that ends tells systemd before it gives its name back, and begins nothing
+// that it has no time for.
+func TestBusLeaving(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "notify")
+	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	t.Setenv("NOTIFY_SOCKET", path)
+	s := newBusSite(t, func(s *service) { s.leaving = true })
+	s.refused(errorBusy, "Follow")
+	s.refused(errorBusy, "Merge")
+	if s.get("State") != "None" {
+		t.Error("expected an answer")
+	}
+	if err := notify("STOPPING=1"); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 100)
+	if n, err := l.Read(b); err != nil || string(b[:n]) != "STOPPING=1" {
+		t.Errorf("found %q, %v", b[:n], err)
+	}
+	t.Setenv("NOTIFY_SOCKET", path+".not")
+	if err := notify("STOPPING=1"); err == nil {
+		t.Error("expected an error")
 	}
 }
 
