@@ -493,8 +493,8 @@ func TestBusLeaving(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	t.Setenv("NOTIFY_SOCKET", path)
 	s := newBusSite(t, func(s *service) { s.leaving = true })
+	t.Setenv("NOTIFY_SOCKET", path)
 	s.refused(errorBusy, "Follow")
 	s.refused(errorBusy, "Merge")
 	if s.get("State") != "None" {

@@ -145,10 +145,10 @@ func (p *phone) bus() {
 	p.check(err)
 	for name, text := range map[string]string{
 		dir + "/" + busName + ".service": string(service),
-		dir + "/bus.conf": "<busconfig><servicedir>" + dir + `</servicedir><auth>EXTERNAL</auth><policy context="default"><allow user="*"/><allow own="*"/>` +
+		dir + "/bus.conf": "<busconfig><listen>systemd:</listen><servicedir>" + dir + `</servicedir><auth>EXTERNAL</auth><policy context="default"><allow user="*"/><allow own="*"/>` +
 			`<allow send_destination="*" eavesdrop="true"/><allow eavesdrop="true"/></policy></busconfig>`,
 		unitDir + "/dbus.socket":  "[Socket]\nListenStream=/run/dbus/system_bus_socket\n",
-		unitDir + "/dbus.service": "[Unit]\nRequires=dbus.socket\n[Service]\nType=notify\nExecStart=/usr/bin/dbus-daemon --config-file=" + dir + "/bus.conf --address=systemd: --nofork --nopidfile --systemd-activation\n",
+		unitDir + "/dbus.service": "[Unit]\nRequires=dbus.socket\n[Service]\nType=notify\nExecStart=/usr/bin/dbus-daemon --config-file=" + dir + "/bus.conf --nofork --nopidfile --systemd-activation\n",
 	} {
 		p.check(os.WriteFile(name, []byte(text), 0o644))
 	}
