@@ -245,6 +245,8 @@ func TestRealBus(t *testing.T) {
 		t.Error(err)
 	}
 	_ = b.Close()
+	for range b.Incoming() {
+	}
 	if _, err := b.Ask(t.Context(), "GetId"); err == nil || b.Err() == nil {
 		t.Error("expected an error after Close")
 	}
