@@ -191,7 +191,15 @@ func (p *phone) busWait(want string, properties ...string) {
 //
 //vmtest:timeout 5m
 func TestUnitsBus(t *testing.T) {
-	p, side, fixtures := unitsPhone(t)
+	p, side, from := unitsPhone(t)
+	fixtures := p.path("fixtures") // where the service sees them
+	for _, name := range []string{phonePayload + ".payload.bin", side.PublicKey} {
+		b, err := os.ReadFile(filepath.Join(from, name))
+		p.check(err)
+		p.check(os.MkdirAll(filepath.Dir(filepath.Join(fixtures, name)), 0o755))
+		p.check(os.WriteFile(filepath.Join(fixtures, name), b, 0o644))
+	}
+	p.configure(filepath.Join(fixtures, side.PublicKey))
 	p.otactl("boot")
 	p.bus()
 	defer p.systemd()()
