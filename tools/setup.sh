@@ -37,6 +37,8 @@ mkfs.erofs              erofs-utils
 nbd-client              nbd-client
 mkfs.erofs              erofs-utils
 /lib/systemd/systemd    systemd
+busctl                  systemd
+dbus-daemon             dbus-daemon dbus
 veritysetup             cryptsetup-bin
 '
 case "${1:-}" in

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"cowbird/ota/dbus"
@@ -44,8 +43,7 @@ type job struct {
 	ended  chan error
 	after  *dbus.Message // a Cancel to be done when it has ended
 
-	began              time.Time
-	first, done, total atomic.Int64 // bytes; first: that were there when it began
+	pace pace
 }
 
 // end is where a job says that it has ended; a nil one never does.
@@ -56,22 +54,6 @@ func (j *job) end() chan error {
 	return j.ended
 }
 
-// progress takes what an installation says of itself.
-func (j *job) progress(done, total int64) {
-	j.first.CompareAndSwap(-1, done)
-	j.done.Store(done)
-	j.total.Store(total)
-}
-
-// secondsLeft goes by the rate so far; 0 if it is not known.
-func (j *job) secondsLeft() int64 {
-	done, first := j.done.Load(), max(0, j.first.Load())
-	if done <= first {
-		return 0
-	}
-	return int64(time.Since(j.began).Seconds() * float64(j.total.Load()-done) / float64(done-first))
-}
-
 // start begins a job, unless there is one. call is answered at its end, or at once if
 // it is long.
 func (s *service) start(ctx context.Context, call *dbus.Message, name string, long bool, do func(context.Context, *job) error) {
@@ -80,8 +62,7 @@ func (s *service) start(ctx context.Context, call *dbus.Message, name string, lo
 		return
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	j := &job{name: name, call: call, cancel: cancel, ended: make(chan error, 1), began: time.Now()}
-	j.first.Store(-1)
+	j := &job{name: name, call: call, cancel: cancel, ended: make(chan error, 1)}
 	if long {
 		s.answer(call, nil, nil)
 		j.call = nil
@@ -120,7 +101,7 @@ func (s *service) install(ctx context.Context, m *dbus.Message, args []any) erro
 		if err := checkSource(source); err != nil {
 			return err
 		}
-		return s.device.install(ctx, source, restart, j.progress)
+		return s.device.install(ctx, source, restart, j.pace.update)
 	})
 	return nil
 }

@@ -205,10 +205,7 @@ func (s *service) properties() map[string]dbus.Variant {
 	}
 	if j := s.job; j != nil {
 		operation = j.name
-		if total := j.total.Load(); total > 0 {
-			e.Written, e.Total, e.SecondsLeft = j.done.Load(), total, j.secondsLeft()
-			e.Percent = float64(e.Written*1000/e.Total) / 10
-		}
+		e.show(j.pace.now())
 	}
 	size := func(n int64) dbus.Variant { return dbus.Of(uint64(max(0, n))) }
 	return map[string]dbus.Variant{

@@ -354,6 +354,7 @@ func TestBusCancel(t *testing.T) {
 func TestBusSignals(t *testing.T) {
 	s := newBusSite(t, nil)
 	monitor := startMonitor(t, s.address)
+	monitor.ready(func() { s.call("MarkSuccessful") })
 	s.call("Follow")
 	s.device.set(event{State: "Unverified", Slot: "_a", Next: "_b", Reboot: true}, nil)
 	s.call("Rollback")
@@ -394,6 +395,21 @@ func startMonitor(t *testing.T, address string) *monitor {
 	}()
 	m.expect("is owned by")
 	return m
+}
+
+// ready has something told until it is heard: the monitor says that it is there before
+// it has asked the bus for signals.
+func (m *monitor) ready(tell func()) {
+	m.t.Helper()
+	for range 100 {
+		tell()
+		select {
+		case <-m.lines:
+			return
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	m.t.Fatal("expected a signal to be heard")
 }
 
 func (m *monitor) expect(words ...string) {

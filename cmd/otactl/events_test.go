@@ -82,6 +82,51 @@ func TestEventAdd(t *testing.T) {
 	}
 }
 
+func TestPace(t *testing.T) {
+	p := &pace{}
+	if n := p.now(); n != (report{}) {
+		t.Errorf("found %+v", n)
+	}
+	p.update(1000, 10000)
+	if n := p.now(); n != (report{1000, 10000, 0}) {
+		t.Errorf("expected the time left not to be known yet, found %+v", n)
+	}
+	p.began = p.began.Add(-10 * time.Second)
+	p.update(2000, 10000) // what was there before does not count
+	if n := p.now(); n.SecondsLeft < 79 || n.SecondsLeft > 85 {
+		t.Errorf("expected 80 seconds, found %+v", n)
+	}
+}
+
+// Notes are as new as they say, and what is none is passed over.
+func TestNotes(t *testing.T) {
+	noteFile = filepath.Join(t.TempDir(), "note")
+	t.Cleanup(func() { noteFile = "/run/cowbird-install.json" })
+	if n := readNote(); n != (report{}) {
+		t.Errorf("found %+v", n)
+	}
+	n := &notes{}
+	n.update(1, 9)
+	n.update(2, 9) // too soon
+	if got := readNote(); got != (report{1, 9, 0}) {
+		t.Errorf("found %+v", got)
+	}
+	old := time.Now().Add(-2 * noteStale)
+	if err := os.Chtimes(noteFile, old, old); err != nil {
+		t.Fatal(err)
+	}
+	if got := readNote(); got != (report{}) {
+		t.Errorf("expected it to be too old, found %+v", got)
+	}
+	if err := os.WriteFile(noteFile, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := readNote(); got != (report{}) {
+		t.Errorf("expected nothing, found %+v", got)
+	}
+	n.end()
+}
+
 func TestNeedsReboot(t *testing.T) {
 	for _, c := range []struct {
 		standing
@@ -126,8 +171,17 @@ func TestWatchFollows(t *testing.T) {
 		t.Errorf("found %+v", e)
 	}
 	s.setState(snapshotpb.UpdateState_Initiated)
-	if e := next(); e.State != "Initiated" {
+	if e := next(); e.State != "Initiated" || e.Total != 0 {
 		t.Errorf("expected an update to be begun, found %+v", e)
+	}
+	n := &notes{}
+	n.update(25, 200)
+	if e := next(); e.Percent != 12.5 || e.Written != 25 || e.Total != 200 {
+		t.Errorf("expected the installation's progress, found %+v", e)
+	}
+	n.end()
+	if e := next(); e.State != "Initiated" || e.Total != 0 {
+		t.Errorf("expected no progress any more, found %+v", e)
 	}
 	s.run("cancel")
 	if e := next(); e.State != "None" {

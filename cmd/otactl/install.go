@@ -29,6 +29,7 @@ type installation struct {
 	memory               cli.Size
 	spool                string
 	progress             func(done, total int64) // nil: a bar, or lines of JSON
+	noted                bool                    // so that others may watch
 }
 
 func (r *remote) installCommand() *cobra.Command {
@@ -121,7 +122,7 @@ func (i *installation) run(ctx context.Context, cmd *cobra.Command, out cli.Outp
 // runWith installs into the partitions of a configuration, or on the whole device.
 func (i *installation) runWith(ctx context.Context, cmd *cobra.Command, out cli.Output, name string, config *install.Config, device *update.Device) error {
 	run, policyOf := install.Run, config.Policy
-	if device != nil {
+	if i.noted = device != nil; i.noted {
 		run, policyOf = device.Install, device.Policy
 	}
 	policy, err := policyOf()
@@ -195,8 +196,15 @@ func (i *installation) folder() string {
 
 func (i *installation) install(ctx context.Context, out cli.Output, run func(context.Context, install.Options) error, o install.Options, name string) error {
 	meter := out.Meter("installing")
-	if o.OnProgress = i.progress; i.progress == nil {
-		o.OnProgress = meter.Update
+	show := i.progress
+	if show == nil {
+		show = meter.Update
+	}
+	o.OnProgress = show
+	if i.noted {
+		n := &notes{}
+		defer n.end()
+		o.OnProgress = func(done, total int64) { n.update(done, total); show(done, total) }
 	}
 	o.OnPartition = func(partition, _ string) { meter.Describe("installing " + partition) }
 	err := run(ctx, o)

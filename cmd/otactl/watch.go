@@ -44,9 +44,9 @@ func (r *remote) watchCommand() *cobra.Command {
 	w, every, follow := &whole{remote: r}, time.Second, false
 	cmd := &cobra.Command{
 		Use:   "watch",
-		Short: "Follow the update: its state, and how far the merge is",
+		Short: "Follow the update: its state, and how far it is",
 		Long: `Prints a line at once and whenever something changes, until there is no update any
-more: the state, and while merging the share that is done, with the time left. With
+more: the state, and while installing and merging the share that is done, with the time left. With
 --json each line is an object, for other programs (docs/events.md). SIGINT and SIGTERM
 end it with the exit code 0.`,
 		Example: `  otactl watch
@@ -104,6 +104,9 @@ func (w *whole) now(ctx context.Context, d *update.Device) (e event, st *standin
 		e.add(all)
 		return err
 	})
+	if st.State == snapshotpb.UpdateState_Initiated.String() {
+		e.show(readNote())
+	}
 	return e, st, nil
 }
 
@@ -115,9 +118,7 @@ func (e *event) add(all []control.Status) {
 		e.SecondsLeft = max(e.SecondsLeft, s.SecondsLeft)
 		e.Paused = e.Paused || s.Paused
 	}
-	if e.Total > 0 {
-		e.Percent = float64(e.Written*1000/e.Total) / 10
-	}
+	e.show(report{e.Written, e.Total, e.SecondsLeft})
 }
 
 // needsReboot tells whether the update waits for one.
