@@ -100,8 +100,9 @@ func TestPace(t *testing.T) {
 
 // Notes are as new as they say, and what is none is passed over.
 func TestNotes(t *testing.T) {
-	noteFile = filepath.Join(t.TempDir(), "note")
-	t.Cleanup(func() { noteFile = "/run/cowbird-install.json" })
+	before := noteFile
+	noteFile = filepath.Join(t.TempDir(), "folder", "note")
+	t.Cleanup(func() { noteFile = before })
 	if n := readNote(); n != (report{}) {
 		t.Errorf("found %+v", n)
 	}

@@ -3,13 +3,14 @@ package main
 import (
 	"encoding/json"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 )
 
 // noteFile is where an installation says how far it is, for those who watch from other
 // processes. It goes with the power. Tests have one of their own.
-var noteFile = "/run/cowbird-install.json"
+var noteFile = "/run/cowbird/install.json"
 
 const (
 	// noteEvery is the least time between two notes.
@@ -77,6 +78,9 @@ func (n *notes) update(done, total int64) {
 	}
 	n.last = time.Now()
 	b, err := json.Marshal(n.pace.now())
+	if err == nil {
+		err = os.MkdirAll(filepath.Dir(noteFile), 0o755)
+	}
 	if err == nil && os.WriteFile(noteFile+".new", b, 0o644) == nil {
 		_ = os.Rename(noteFile+".new", noteFile)
 	}
