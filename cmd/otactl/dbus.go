@@ -15,6 +15,9 @@ import (
 	"cowbird/ota/update"
 )
 
+// dialWait is how long the bus may take to let the service in.
+const dialWait = 20 * time.Second
+
 // What the service is called on the bus.
 const (
 	busName   = "org.cowbird.Update1"
@@ -60,7 +63,7 @@ func (s *service) serve(cmd *cobra.Command, address string) error {
 	}
 	ctx, cancel := context.WithCancel(cmd.Context())
 	defer cancel()
-	dialing, done := context.WithTimeout(ctx, s.timeout)
+	dialing, done := context.WithTimeout(ctx, dialWait)
 	defer done()
 	conn, err := dbus.Dial(dialing, address)
 	if err != nil {

@@ -203,7 +203,7 @@ func TestBusDevice(t *testing.T) {
 	address, _ := privateBus(t)
 	ended := make(chan string, 1)
 	go func() {
-		code, out, errs := device.try("dbus --idle 1s --timeout 5s --address " + address)
+		code, out, errs := device.try("dbus --idle 2s --address " + address)
 		if code != 0 || out != "" {
 			ended <- errs
 		}
