@@ -66,8 +66,9 @@ build: ## the commands for this machine, static, into bin/
 	@for c in $(COMMANDS); do $(GOBUILD) -o bin/$$c ./cmd/$$c; done
 	@echo "built $(addprefix bin/,$(COMMANDS))"
 
-man: build ## manual pages of cowtool and otactl, into bin/man/
+man: build ## manual pages of all commands, into bin/man/
 	@for c in cowtool otactl; do bin/$$c man bin/man; done
+	@bin/snapuserd --help 2>&1 | bin/otactl man bin/man snapuserd
 	@echo "wrote $$(ls bin/man | wc -l) pages into bin/man"
 
 cross: ## the commands for every platform, into bin/OS-ARCH/, and a look at what came out

@@ -37,6 +37,8 @@ mkfs.erofs              erofs-utils
 nbd-client              nbd-client
 mkfs.erofs              erofs-utils
 /lib/systemd/systemd    systemd
+busctl                  systemd
+dbus-daemon             dbus-daemon dbus
 veritysetup             cryptsetup-bin
 '
 case "${1:-}" in
@@ -57,6 +59,13 @@ mkenvimage              u-boot-tools
 fw_setenv               libubootenv-tool
 grub-editenv            grub-common
 systemd-analyze         systemd
+busctl                  systemd
+dbus-daemon             dbus-daemon dbus
+dbus-send               dbus-bin dbus
+gdbus                   libglib2.0-bin
+xmllint                 libxml2-utils
+/usr/share/dbus-1/system.conf dbus-system-bus-common dbus
+/usr/share/polkit-1/policyconfig-1.dtd polkitd policykit-1
 mandoc                  mandoc
 shellcheck              shellcheck
 make-dynpart-mappings   make-dynpart-mappings

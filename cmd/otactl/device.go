@@ -60,14 +60,19 @@ func (w *whole) recoveryFlag(cmd *cobra.Command, usage string) {
 
 // with opens the device and calls f.
 func (w *whole) with(cmd *cobra.Command, f func(context.Context, *update.Device) error) error {
+	return w.within(cmd.Context(), cmd, f)
+}
+
+// within is with until ctx ends, for a command that does several things at a time.
+func (w *whole) within(ctx context.Context, cmd *cobra.Command, f func(context.Context, *update.Device) error) error {
 	c, err := update.ReadConfig(w.config)
 	if err != nil {
 		return err
 	}
-	return w.withConfig(cmd, c, f)
+	return w.withConfig(ctx, cmd, c, f)
 }
 
-func (w *whole) withConfig(cmd *cobra.Command, c *update.Config, f func(context.Context, *update.Device) error) error {
+func (w *whole) withConfig(ctx context.Context, cmd *cobra.Command, c *update.Config, f func(context.Context, *update.Device) error) error {
 	if c.Socket != "" && !cmd.Flags().Changed("socket") {
 		w.socket = c.Socket
 	}
@@ -82,7 +87,14 @@ func (w *whole) withConfig(cmd *cobra.Command, c *update.Config, f func(context.
 	if err != nil {
 		return err
 	}
-	return errors.Join(f(cmd.Context(), d), d.Close())
+	return errors.Join(f(ctx, d), d.Close())
+}
+
+// clone is w for another goroutine.
+func (w *whole) clone() *whole {
+	r, c := *w.remote, *w
+	c.remote = &r
+	return &c
 }
 
 // isDevice tells a device's configuration from one that lists partitions.

@@ -39,9 +39,10 @@ type deviceSite struct {
 
 func newDeviceSite(t *testing.T) *deviceSite {
 	s := &deviceSite{t, t.TempDir()}
-	before := openMapper
+	before, beforeNote := openMapper, noteFile
 	openMapper = func() (update.Mapper, func(), error) { return noMapper{}, func() {}, nil }
-	t.Cleanup(func() { openMapper = before })
+	noteFile = s.path("note")
+	t.Cleanup(func() { openMapper, noteFile = before, beforeNote })
 	s.must(os.WriteFile(s.path("super"), make([]byte, 8<<20), 0o600))
 	s.must(os.WriteFile(s.path("misc"), make([]byte, 64<<10), 0o600))
 	b, err := lpmeta.NewBuilder([]lpmeta.DeviceInfo{{Name: "super", Size: 8 << 20, Alignment: 4096, LogicalBlockSize: 4096}}, 8192, 2)

@@ -28,6 +28,8 @@ type installation struct {
 	workers              int
 	memory               cli.Size
 	spool                string
+	progress             func(done, total int64) // nil: a bar, or lines of JSON
+	noted                bool                    // so that others may watch
 }
 
 func (r *remote) installCommand() *cobra.Command {
@@ -77,7 +79,7 @@ one that is older than the device, unless a flag says otherwise.`,
 		Args: cli.Args("PAYLOAD"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			out := cli.Output{JSON: i.json, Quiet: i.quiet, Stdout: cmd.OutOrStdout(), Stderr: cmd.ErrOrStderr()}
-			return i.run(cmd, out, args[0])
+			return i.run(cmd.Context(), cmd, out, args[0])
 		},
 	}
 	f := cmd.Flags()
@@ -97,7 +99,7 @@ one that is older than the device, unless a flag says otherwise.`,
 	return cmd
 }
 
-func (i *installation) run(cmd *cobra.Command, out cli.Output, name string) error {
+func (i *installation) run(ctx context.Context, cmd *cobra.Command, out cli.Output, name string) error {
 	if i.workers < 0 {
 		return cli.Usagef("--workers: expected 0 or more, found %d", i.workers)
 	}
@@ -106,21 +108,21 @@ func (i *installation) run(cmd *cobra.Command, out cli.Output, name string) erro
 		return err
 	}
 	if device != nil {
-		return i.withConfig(cmd, device, func(_ context.Context, d *update.Device) error {
-			return i.runWith(cmd, out, name, nil, d)
+		return i.withConfig(ctx, cmd, device, func(ctx context.Context, d *update.Device) error {
+			return i.runWith(ctx, cmd, out, name, nil, d)
 		})
 	}
 	config, err := install.ReadConfig(i.config)
 	if err != nil {
 		return err
 	}
-	return i.runWith(cmd, out, name, config, nil)
+	return i.runWith(ctx, cmd, out, name, config, nil)
 }
 
 // runWith installs into the partitions of a configuration, or on the whole device.
-func (i *installation) runWith(cmd *cobra.Command, out cli.Output, name string, config *install.Config, device *update.Device) error {
+func (i *installation) runWith(ctx context.Context, cmd *cobra.Command, out cli.Output, name string, config *install.Config, device *update.Device) error {
 	run, policyOf := install.Run, config.Policy
-	if device != nil {
+	if i.noted = device != nil; i.noted {
 		run, policyOf = device.Install, device.Policy
 	}
 	policy, err := policyOf()
@@ -129,7 +131,7 @@ func (i *installation) runWith(cmd *cobra.Command, out cli.Output, name string, 
 	}
 	policy.AllowUnsigned, policy.AllowDowngrade, policy.AllowSPLDowngrade = i.unsigned, i.downgrade, i.patchDown
 	o := install.Options{Config: config, Restart: i.restart, Workers: i.workers, Memory: int64(i.memory), Stream: apply.StreamOptions{Spool: i.spool}}
-	source, zip, done, err := i.open(cmd, name)
+	source, zip, done, err := i.open(ctx, cmd, name)
 	if err != nil {
 		return err
 	}
@@ -138,16 +140,16 @@ func (i *installation) runWith(cmd *cobra.Command, out cli.Output, name string, 
 		policy.Properties, policy.Package, o.CareMap = zip.Properties, zip.Metadata, zip.CareMap
 	}
 	o.Source, o.Policy = source, *policy
-	return i.install(cmd.Context(), out, run, o, name)
+	return i.install(ctx, out, run, o, name)
 }
 
 // open also gives the zip that the payload is in, or nil.
-func (i *installation) open(cmd *cobra.Command, name string) (install.Source, *payload.Package, func(), error) {
+func (i *installation) open(ctx context.Context, cmd *cobra.Command, name string) (install.Source, *payload.Package, func(), error) {
 	if name == "-" {
 		return &install.Once{R: cmd.InOrStdin()}, nil, func() {}, nil
 	}
 	if strings.HasPrefix(name, "http://") || strings.HasPrefix(name, "https://") {
-		return i.openURL(cmd.Context(), name)
+		return i.openURL(ctx, name)
 	}
 	f, err := install.OpenFile(name, i.folder())
 	if err != nil {
@@ -194,7 +196,16 @@ func (i *installation) folder() string {
 
 func (i *installation) install(ctx context.Context, out cli.Output, run func(context.Context, install.Options) error, o install.Options, name string) error {
 	meter := out.Meter("installing")
-	o.OnProgress = meter.Update
+	show := i.progress
+	if show == nil {
+		show = meter.Update
+	}
+	o.OnProgress = show
+	if i.noted {
+		n := &notes{}
+		defer n.end()
+		o.OnProgress = func(done, total int64) { n.update(done, total); show(done, total) }
+	}
 	o.OnPartition = func(partition, _ string) { meter.Describe("installing " + partition) }
 	err := run(ctx, o)
 	meter.End()

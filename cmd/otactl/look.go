@@ -6,13 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"time"
 
 	"github.com/spf13/cobra"
 
 	"cowbird/cmd/internal/cli"
-	"cowbird/formats/snapshotpb"
-	"cowbird/ota/control"
 	"cowbird/ota/update"
 )
 
@@ -199,109 +196,4 @@ func when(is bool, text string) string {
 		return text
 	}
 	return ""
-}
-
-// event is a line of otactl watch --json.
-type event struct {
-	Time        string  `json:"time"`
-	State       string  `json:"state"`
-	Slot        string  `json:"slot"`
-	Percent     float64 `json:"percent"`
-	Written     int64   `json:"bytes_written"`
-	Total       int64   `json:"bytes_total"`
-	SecondsLeft int64   `json:"seconds_left,omitempty"`
-	Failure     string  `json:"merge_failure,omitempty"`
-}
-
-func (e event) same(o event) bool {
-	e.Time, o.Time, e.SecondsLeft, o.SecondsLeft = "", "", 0, 0
-	return e == o
-}
-
-func (r *remote) watchCommand() *cobra.Command {
-	w, every := &whole{remote: r}, time.Second
-	cmd := &cobra.Command{
-		Use:   "watch",
-		Short: "Follow the update: its state, and how far the merge is",
-		Long: `Prints a line when something changes, until there is no update any more: the state, and
-while merging the share that is done, with the time left. With --json each line is an object, for other programs.`,
-		Example: `  otactl watch
-  otactl watch --json | while read -r event; do …; done`,
-		Args: cli.Args(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if every < 100*time.Millisecond {
-				return cli.Usagef("--every: expected 100ms or more, found %v", every)
-			}
-			out := cli.Output{JSON: w.json, Stdout: cmd.OutOrStdout(), Stderr: cmd.ErrOrStderr()}
-			return w.with(cmd, func(ctx context.Context, d *update.Device) error { return w.watch(ctx, out, d, every) })
-		},
-	}
-	cmd.Flags().DurationVar(&every, "every", every, "time between two looks")
-	w.jsonFlag(cmd)
-	return w.flags(cmd)
-}
-
-func (w *whole) watch(ctx context.Context, out cli.Output, d *update.Device, every time.Duration) error {
-	var last event
-	for {
-		e, err := w.now(ctx, d)
-		if err != nil {
-			return err
-		}
-		if !e.same(last) {
-			if err := tellEvent(out, e); err != nil {
-				return err
-			}
-			last = e
-		}
-		if e.State == snapshotpb.UpdateState_None.String() {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(every):
-		}
-	}
-}
-
-// now is how the update stands. Without a daemon nothing is known of the merge.
-func (w *whole) now(ctx context.Context, d *update.Device) (e event, err error) {
-	st, err := standingOf(d)
-	if err != nil {
-		return e, err
-	}
-	e = event{Time: time.Now().UTC().Format(time.RFC3339), State: st.State, Slot: st.Slot, Failure: st.Failure}
-	quick := remote{socket: w.socket, timeout: 200 * time.Millisecond}
-	_ = quick.with(ctx, func(c *control.Client) error {
-		all, err := everyStatus(ctx, c)
-		for _, s := range all {
-			e.Written += s.BytesWritten
-			e.Total += s.BytesTotal
-			e.SecondsLeft = max(e.SecondsLeft, s.SecondsLeft)
-		}
-		return err
-	})
-	if e.Total > 0 {
-		e.Percent = float64(e.Written*1000/e.Total) / 10
-	}
-	return e, nil
-}
-
-func tellEvent(out cli.Output, e event) error {
-	if out.JSON {
-		return out.Emit(e)
-	}
-	text := e.State
-	if e.Total > 0 {
-		text += fmt.Sprintf("  %5.1f %%  %s of %s", e.Percent, cli.Bytes(e.Written), cli.Bytes(e.Total))
-	}
-	if e.SecondsLeft > 0 {
-		text += fmt.Sprintf("  %v left", time.Duration(e.SecondsLeft)*time.Second)
-	}
-	if e.Failure != "" {
-		text += "  " + e.Failure
-	}
-	_, err := fmt.Fprintln(out.Stdout, text)
-	return err
 }

@@ -44,7 +44,7 @@ used; it survives power cuts and is taken up where it was.
 	root.PersistentFlags().DurationVar(&r.timeout, "timeout", 5*time.Second, "how long to wait for the daemon to come up")
 	root.AddCommand(r.mapCommand(), r.statusCommand(), r.mergeCommand(), r.pauseCommand(true), r.pauseCommand(false), r.unmapCommand(), r.installCommand(),
 		r.bootCommand(), r.updateCommand(), r.watchCommand(), r.markCommand(), r.cancelCommand(), r.rollbackCommand(),
-		r.slotsCommand(), r.verifyCommand(), r.doctorCommand(), r.beforeWipeCommand())
+		r.slotsCommand(), r.verifyCommand(), r.doctorCommand(), r.beforeWipeCommand(), r.dbusCommand())
 	return root
 }
 

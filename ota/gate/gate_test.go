@@ -100,3 +100,20 @@ func TestCloseEndsAccept(t *testing.T) {
 		t.Errorf("expected os.ErrClosed and no socket, found %v, %v", err, exists(path))
 	}
 }
+
+func TestAllows(t *testing.T) {
+	self, other := uint32(os.Geteuid()), uint32(os.Geteuid()+1)
+	for _, c := range []struct {
+		uid    uint32
+		groups []uint32
+		group  int
+		want   bool
+	}{
+		{0, nil, NoGroup, true}, {self, nil, NoGroup, true}, {other, []uint32{0}, NoGroup, false}, {other, nil, 7, false},
+		{other, []uint32{6, 8}, 7, false}, {other, []uint32{6, 7}, 7, true}, {other, []uint32{1<<32 - 1}, NoGroup, false}, {1<<32 - 1, nil, 7, false},
+	} {
+		if got := Allows(c.uid, c.groups, c.group); got != c.want {
+			t.Errorf("user %d of %d with the group %d: expected %v, found %v", c.uid, c.groups, c.group, c.want, got)
+		}
+	}
+}

@@ -19,21 +19,23 @@ func Admit(fd, group int) (pid int, err error) {
 	if err != nil {
 		return 0, fmt.Errorf("credentials of a client: %w", err)
 	}
-	if cred.Uid == 0 || int(cred.Uid) == os.Geteuid() {
-		return int(cred.Pid), nil
-	}
-	if group != NoGroup && (int(cred.Gid) == group || inGroup(fd, group)) {
+	if Allows(cred.Uid, []uint32{cred.Gid}, group) || Allows(cred.Uid, peerGroups(fd), group) {
 		return int(cred.Pid), nil
 	}
 	return 0, fmt.Errorf("%w: process %d of user %d and group %d", ErrPeer, cred.Pid, cred.Uid, cred.Gid)
 }
 
-// inGroup looks at the client's supplementary groups. A kernel before 4.13
-// cannot tell them, and then there are none.
-func inGroup(fd, group int) bool {
-	return slices.Contains(peerGroups(fd), uint32(group))
+// Allows is the rule by which clients are admitted, for those whose credentials somebody
+// else tells: root, this process's own user, and the members of group.
+func Allows(uid uint32, groups []uint32, group int) bool {
+	if uid == 0 || int64(uid) == int64(os.Geteuid()) {
+		return true
+	}
+	return group != NoGroup && slices.Contains(groups, uint32(group))
 }
 
+// peerGroups are the client's supplementary groups. A kernel before 4.13 cannot tell
+// them, and then there are none.
 func peerGroups(fd int) []uint32 {
 	groups := make([]uint32, 32)
 	for {

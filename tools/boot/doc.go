@@ -6,6 +6,7 @@
 //	dracut/              the same for everybody else's
 //	udev/                keeps desktops away from the parts
 //	systemd/             in the running system: goes on, marks as successful, merges
+//	dbus/                who may call the service for user interfaces, and what starts it
 //	android/             the same for Android's init
 //
 // docs/boot.md tells how to use them. Here each file is read by its own parser where

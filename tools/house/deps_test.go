@@ -33,6 +33,7 @@ var heavy = []string{
 	"regexp", "testing", "text/template",
 	"github.com/alecthomas/kong", "github.com/spf13/cobra", "github.com/spf13/pflag",
 	"github.com/schollz/progressbar", "google.golang.org/protobuf",
+	module + "/ota/dbus", "github.com/godbus/dbus", // events are otactl's to tell
 }
 
 // heavyDirect lists what no package of ours may import on behalf of the

@@ -17,29 +17,44 @@ const manSection = "8"
 // manCommand writes the manual pages, which say what --help says.
 func manCommand(root *cobra.Command) *cobra.Command {
 	return &cobra.Command{
-		Use:    "man FOLDER",
+		Use:    "man FOLDER [PROGRAM]",
 		Short:  "Write the manual pages into a folder",
+		Long:   "Writes the pages of this program, or that of another one, whose --help comes on standard input.",
 		Hidden: true,
-		Args:   Args("FOLDER"),
-		RunE:   func(_ *cobra.Command, args []string) error { return writeManual(root, args[0]) },
+		Args:   Args("FOLDER", "[PROGRAM]"),
+		RunE: func(c *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				return writeManual(root, args[0])
+			}
+			h, err := readHelp(c.InOrStdin())
+			if err != nil {
+				return fmt.Errorf("%s: %w", args[1], err)
+			}
+			return writeFile(args[0], args[1], func(w io.Writer) error { return writeHelpPage(w, args[1], h) })
+		},
 	}
+}
+
+// writeFile writes the page of that name into a folder.
+func writeFile(dir, name string, write func(io.Writer) error) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	out, err := CreateOut(filepath.Join(dir, name+"."+manSection))
+	if err != nil {
+		return err
+	}
+	defer out.Discard()
+	if err := write(out); err != nil {
+		return err
+	}
+	return out.Commit()
 }
 
 // writeManual writes a page for each command that is not hidden.
 func writeManual(c *cobra.Command, dir string) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
 	return eachCommand(c, func(c *cobra.Command) error {
-		out, err := CreateOut(filepath.Join(dir, pageName(c)+"."+manSection))
-		if err != nil {
-			return err
-		}
-		defer out.Discard()
-		if err := writePage(out, c); err != nil {
-			return err
-		}
-		return out.Commit()
+		return writeFile(dir, pageName(c), func(w io.Writer) error { return writePage(w, c) })
 	})
 }
 
