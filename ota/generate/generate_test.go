@@ -119,7 +119,7 @@ var samples = []string{"delta_ext4_m9_vabc2_gz_xor", "delta_ext4_m9_nozucchini_v
 var (
 	large = []string{"delta_ext4_m9_vabc2_gz_xor", "delta_ext4_m9_nozucchini_vabc3_lz4_xor", "delta_m5_puffdiff", "delta_partial_multi",
 		"delta_lz4diff_vabc3_lz4_64k_ec", "delta_lz4diff_bigpcluster_vabc3_zstd3"}
-	slow  = flag.Bool("slow", false, "make the large payloads of the fixtures at default effort, too")
+	slow = flag.Bool("slow", false, "make the large payloads of the fixtures at default effort, too")
 )
 
 // The payloads of the fixtures are made anew from their images: they give the same

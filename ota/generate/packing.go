@@ -3,6 +3,7 @@ package generate
 import (
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"cowbird/cow/filemap"
@@ -47,10 +48,13 @@ func (p *Packing) UnmarshalText(b []byte) error {
 	}
 	p.Clusters = make([]Cluster, len(words))
 	for i, w := range words {
-		c := &p.Clusters[i]
-		if n, err := fmt.Sscanf(w, "%d:%d", &c.Blocks, &c.Length); n != 2 || err != nil {
-			return fmt.Errorf("expected BLOCKS:LENGTH of a cluster, found %q", w)
+		blocks, length, _ := strings.Cut(w, ":")
+		n, err := strconv.ParseUint(blocks, 10, 32)
+		m, err2 := strconv.ParseUint(length, 10, 32)
+		if err = errors.Join(err, err2); err != nil {
+			return fmt.Errorf("expected BLOCKS:LENGTH of a cluster, found %q: %w", w, err)
 		}
+		p.Clusters[i] = Cluster{n, int64(m)}
 	}
 	return nil
 }
