@@ -11,6 +11,7 @@ import (
 	"slices"
 	"testing"
 
+	"cowbird/cow/filemap"
 	"cowbird/formats/payload/pb"
 	"cowbird/tools/fixture"
 )
@@ -104,6 +105,43 @@ func TestErofs(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Programs that erofs has compressed are compared as such.
+func TestErofsPrograms(t *testing.T) {
+	p := readPair(t, "delta_m8_zucchini_arm64_none")
+	name := p.metadata.Manifest.GetPartitions()[0].GetPartitionName()
+	before, after := programs(t, p.old[name]), programs(t, p.new[name])
+	was, is := imageOf(erofsImage(t, before, "-zlz4hc")), imageOf(erofsImage(t, after, "-zlz4hc"))
+	o := Options{Partitions: []Partition{{Name: "vendor", New: is, Old: &was}}}
+	types, size := operations(t, o)
+	if types[pb.InstallOperation_LZ4DIFF_PUFFDIFF] == 0 {
+		t.Errorf("expected LZ4DIFF_PUFFDIFF, found %v", types)
+	}
+	o.Effort = Fast
+	without, larger := operations(t, o)
+	t.Logf("%v: %d bytes; without programs %v: %d", types, size, without, larger)
+	if without[pb.InstallOperation_LZ4DIFF_PUFFDIFF] > 0 || size >= larger {
+		t.Errorf("expected less than %d bytes (%v), found %d", larger, without, size)
+	}
+}
+
+// programs are those in an image, by the names of their files.
+func programs(t *testing.T, img []byte) map[string][]byte {
+	t.Helper()
+	m, err := filemap.Files(bytes.NewReader(img), int64(len(img)))
+	must(t, err)
+	all := map[string][]byte{}
+	for _, f := range m.Files {
+		var b []byte
+		for _, e := range f.Extents {
+			b = append(b, img[e.Physical:][:e.Stored]...)
+		}
+		if bytes.HasPrefix(b, elf) {
+			all[filepath.Base(f.Path)] = b[:min(int64(len(b)), f.Size)]
+		}
+	}
+	return all
 }
 
 // The images may have been made by different encoders.

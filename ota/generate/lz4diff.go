@@ -5,13 +5,14 @@ import (
 	"errors"
 	"io"
 
+	"google.golang.org/protobuf/proto"
+
 	"cowbird/formats/bsdiff"
 	"cowbird/formats/lz4diff"
 	"cowbird/formats/payload/pb"
 	"cowbird/formats/puffin"
+	"cowbird/formats/zucchini"
 	"cowbird/ota/apply"
-
-	"google.golang.org/protobuf/proto"
 )
 
 // packedItem are an item's data by their contents.
@@ -24,7 +25,7 @@ type packedItem struct {
 // lz4diff compares the contents of files that erofs has compressed. The device has to
 // compress them again, so what comes out is tried before it counts.
 func (r *making) lz4diff(best *encoding) error {
-	if !r.it.packed() || r.o.Minor < lz4diffMinor {
+	if !r.it.packed() || r.o.Minor < lz4diffMinor || len(best.blob) <= r.it.Old.leastHeader() {
 		return nil
 	}
 	p, err := r.packed()
@@ -32,8 +33,18 @@ func (r *making) lz4diff(best *encoding) error {
 		return err
 	}
 	patch, err := lz4diff.Create(r.source, r.target, p.source, p.target, lz4diff.Differs{
-		BSDiff:   func(source, target []byte) ([]byte, error) { return bsdiffOf(source, target, r.bsdiffOptions()) },
-		PuffDiff: func(source, target []byte) ([]byte, error) { return r.puffContents(p, source, target) },
+		BSDiff: func(source, target []byte) ([]byte, error) { return bsdiffOf(source, target, r.bsdiffOptions()) },
+		PuffDiff: func(source, target []byte) ([]byte, error) {
+			streams, err := r.puffContents(p, source, target)
+			if err != nil {
+				return nil, err
+			}
+			programs, err := r.zucchiniContents(p, source, target)
+			if programs == nil || streams != nil && len(streams) <= len(programs) {
+				return streams, err
+			}
+			return programs, err
+		},
 		Postfix: func(source, target []byte) ([]byte, error) {
 			return bsdiffOf(source, target, bsdiff.Options{Legacy: true})
 		},
@@ -108,6 +119,26 @@ func (r *making) puffContents(p *packedItem, old, contents []byte) ([]byte, erro
 	}
 	var b bytes.Buffer
 	err := puffin.Create(&b, source, target, puffin.Options{Bsdiff: r.bsdiffOptions()})
+	return b.Bytes(), err
+}
+
+// zucchiniContents compares contents as programs; nil if they are none. A puffdiff may
+// have a zucchini patch inside, which is the only way to have one in an LZ4DIFF.
+func (r *making) zucchiniContents(p *packedItem, old, contents []byte) ([]byte, error) {
+	whole := len(contents) == len(p.contents)
+	if r.o.Effort == Fast || !whole || !bytes.HasPrefix(old, elf) || !bytes.HasPrefix(contents, elf) || len(old)+len(contents) > 2*largestProgram {
+		return nil, nil
+	}
+	patch, err := zucchini.Create(old, contents)
+	if err != nil {
+		return nil, err
+	}
+	inside, err := zucchini.Pack(patch.AppendTo(nil))
+	if err != nil {
+		return nil, err
+	}
+	var b bytes.Buffer
+	err = puffin.WrapZucchini(&b, int64(len(old)), int64(len(contents)), inside)
 	return b.Bytes(), err
 }
 

@@ -81,6 +81,22 @@ func packingOf(f filemap.File, padded bool) *Packing {
 	return p
 }
 
+// appendShape appends all that a packing says to a list of numbers.
+func (p *Packing) appendShape(s []uint64) []uint64 {
+	if p == nil {
+		return s
+	}
+	kind := uint64(1)
+	if p.Padded {
+		kind = 2
+	}
+	s = append(s, kind, uint64(len(p.Clusters)))
+	for _, c := range p.Clusters {
+		s = append(s, c.Blocks, uint64(c.Length))
+	}
+	return s
+}
+
 // length is that of the contents, in bytes.
 func (p *Packing) length() (n int64) {
 	for _, c := range p.Clusters {
@@ -88,6 +104,9 @@ func (p *Packing) length() (n int64) {
 	}
 	return n
 }
+
+// leastHeader is what a patch takes at least to tell the clusters, in bytes.
+func (p *Packing) leastHeader() int { return 8 * len(p.Clusters) }
 
 var errPacking = errors.New("expected clusters of the file's blocks, found others")
 

@@ -94,7 +94,7 @@ type Plan struct {
 }
 
 // planFormat changes whenever the same images would give other items or results.
-const planFormat = 2
+const planFormat = 3
 
 func (o *Options) settings() string {
 	return fmt.Sprintf("minor %d effort %v zstd %v", o.Minor, o.Effort, o.Zstd)
@@ -480,11 +480,6 @@ func (o *Options) id(part Partition, it *Item) (string, error) {
 		}
 	}
 	fmt.Fprintf(h, "%v\n", it.shape())
-	for _, p := range []*Packing{it.New, it.Old} {
-		if p != nil {
-			fmt.Fprintf(h, "%+v\n", *p)
-		}
-	}
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
@@ -496,8 +491,8 @@ func extension(name string) string {
 	return ""
 }
 
-// shape is how an item's blocks lie to each other: where ranges end, and which blocks
-// of the file it makes.
+// shape is how an item's blocks lie to each other: where ranges end, which blocks of
+// the file it makes, and how the files are compressed.
 func (it *Item) shape() (s []uint64) {
 	for _, ranges := range [][]Range{it.Dst, it.Src} {
 		for _, r := range ranges {
@@ -508,7 +503,7 @@ func (it *Item) shape() (s []uint64) {
 	for _, n := range it.inFile() {
 		s = append(s, uint64(n+1))
 	}
-	return s
+	return it.Old.appendShape(it.New.appendShape(s))
 }
 
 // inFile is for each block of the file its place among the item's, or −1.
