@@ -64,8 +64,8 @@ func trees(t *testing.T) (before, after map[string][]byte) {
 	mixed := func(changed ...int) []byte {
 		return slices.Concat(text(90_000, changed...), noise(50_000), text(120_000, changed...))
 	}
-	before = map[string][]byte{"text": text(400_000), "mixed": mixed(), "app.zip": zip(), "same": text(70_000), "small": text(3000), "gone": text(5000)}
-	after = map[string][]byte{"text": text(400_000, 3000, 9000), "mixed": mixed(1000), "app.zip": zip(77), "same": text(70_000), "small": text(3000, 7), "new": noise(5000)}
+	before = map[string][]byte{"text": text(400_000), "mixed": mixed(), "app.zip": zip(), "same": text(70_000), "twin": text(70_000), "small": text(3000), "gone": text(5000)}
+	after = map[string][]byte{"text": text(400_000, 3000, 9000), "mixed": mixed(1000), "app.zip": zip(77), "same": text(70_000), "twin": text(70_000, 900), "small": text(3000, 7), "new": noise(5000)}
 	return before, after
 }
 
@@ -84,9 +84,12 @@ func operations(t *testing.T, o Options) (types map[opType]int, size int) {
 // payload is proved when it is made.
 func TestErofs(t *testing.T) {
 	before, after := trees(t)
-	for _, flags := range [][]string{{"-zlz4hc"}, {"-zlz4hc,12"}, {"-zlz4"}, {"-zlz4hc,9", "-C65536"}, {"-zlz4hc", "-Elegacy-compress"},
-		{"-zlz4hc", "-Eztailpacking"}, {"-zlz4hc", "-C65536", "-Efragments"}} {
+	for i, flags := range [][]string{{"-zlz4hc"}, {"-zlz4hc,12"}, {"-zlz4"}, {"-zlz4hc,9", "-C65536"}, {"-zlz4hc", "-Elegacy-compress"},
+		{"-zlz4hc", "-Eztailpacking"}, {"-zlz4hc", "-C65536", "-Efragments"}, {"-zlz4hc", "-Ededupe"}} {
 		t.Run(fmt.Sprint(flags), func(t *testing.T) {
+			if raceDetector && i > 0 {
+				t.Skip("takes too long with the race detector")
+			}
 			t.Parallel()
 			was, is := imageOf(erofsImage(t, before, flags...)), imageOf(erofsImage(t, after, flags...))
 			o := Options{Partitions: []Partition{{Name: "vendor", New: is, Old: &was}}, Effort: Fast}
@@ -109,6 +112,9 @@ func TestErofs(t *testing.T) {
 
 // Programs that erofs has compressed are compared as such.
 func TestErofsPrograms(t *testing.T) {
+	if raceDetector {
+		t.Skip("takes too long with the race detector")
+	}
 	p := readPair(t, "delta_m8_zucchini_arm64_none")
 	name := p.metadata.Manifest.GetPartitions()[0].GetPartitionName()
 	before, after := programs(t, p.old[name]), programs(t, p.new[name])
