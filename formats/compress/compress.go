@@ -63,8 +63,11 @@ func newLZ4(level int) (f Func, err error) {
 }
 
 func newZstd(level, maxUnit int) (Func, error) {
+	// Bytes without matches are coded as well: contents that are compressed inside, as
+	// files of erofs, have little else to give.
 	w, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false), zstd.WithSingleSegment(true),
-		zstd.WithEncoderLevel(zstd.EncoderLevelFromZstd(level)), zstd.WithWindowSize(max(maxUnit, zstd.MinWindowSize)))
+		zstd.WithEncoderLevel(zstd.EncoderLevelFromZstd(level)), zstd.WithWindowSize(max(maxUnit, zstd.MinWindowSize)),
+		zstd.WithAllLitEntropyCompression(true))
 	if err != nil {
 		return nil, err
 	}

@@ -131,3 +131,22 @@ func TestRefused(t *testing.T) {
 		}
 	}
 }
+
+// Bytes of which some are more frequent become fewer, although none repeat.
+func TestZstdWithoutMatches(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(3, 4))
+	unit := make([]byte, 64<<10)
+	for i := range unit {
+		unit[i] = byte(rnd.Uint32() & rnd.Uint32() >> rnd.IntN(3))
+	}
+	for _, level := range levels[cowfile.Zstd] {
+		f, err := compress.New("zstd", level, maxUnit)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := f(nil, unit)
+		if err != nil || len(out) > len(unit)*9/10 {
+			t.Errorf("level %d: expected at most nine tenths of %d bytes, found %d, %v", level, len(unit), len(out), err)
+		}
+	}
+}

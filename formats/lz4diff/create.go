@@ -16,6 +16,9 @@ type Differs struct {
 	// nothing to gain. It may be nil.
 	PuffDiff Diff
 	Postfix  Diff // BSDIFF40, for clusters that compress to other bytes
+	// Terse leaves out the hashes of clusters without a postfix patch, 34 bytes each,
+	// which Android does not look at.
+	Terse bool
 }
 
 // Create makes the patch from a source file to a target file, with the smaller
@@ -39,7 +42,16 @@ func Create(source, target []byte, sourceFile, targetFile File, inner Differs) (
 	if err := p.diff(old, contents, inner); err != nil {
 		return nil, err
 	}
-	return p, p.Target.addPostfix(contents, target, inner.Postfix)
+	return p, p.Target.addPostfix(contents, target, inner)
+}
+
+// Contents decompresses a file that has nothing behind its clusters. It holds the
+// sum of their lengths, which the caller bounds. Errors wrap one of the package's.
+func (f *File) Contents(file []byte) ([]byte, error) {
+	if err := f.check("source"); err != nil {
+		return nil, err
+	}
+	return f.contents("source", file)
 }
 
 // contents decompresses a file, of which what follows the clusters is a part
@@ -77,7 +89,7 @@ func (p *Patch) diff(old, contents []byte, inner Differs) (err error) {
 }
 
 // addPostfix compares what the encoder makes with the file.
-func (f *File) addPostfix(contents, file []byte, diff Diff) error {
+func (f *File) addPostfix(contents, file []byte, inner Differs) error {
 	var offset int64
 	_, err := f.compress(make([]byte, len(file)), contents, func(i int, stored []byte) (err error) {
 		c := &f.Clusters[i]
@@ -85,10 +97,14 @@ func (f *File) addPostfix(contents, file []byte, diff Diff) error {
 		offset += c.Stored
 		sum := sha256.Sum256(stored)
 		c.Hash, c.Postfix = sum[:], nil
-		if !bytes.Equal(stored, want) {
-			if c.Postfix, err = diff(bytes.Clone(stored), want); err != nil {
-				return fmt.Errorf("postfix patch of cluster %d: %w", i, err)
+		if bytes.Equal(stored, want) {
+			if inner.Terse {
+				c.Hash = nil
 			}
+			return nil
+		}
+		if c.Postfix, err = inner.Postfix(bytes.Clone(stored), want); err != nil {
+			return fmt.Errorf("postfix patch of cluster %d: %w", i, err)
 		}
 		return nil
 	})

@@ -26,10 +26,18 @@
 //
 // The second compression must give the very bytes that the producer's liblz4
 // gave. Package lz4 does so; the encoder sees more than the cluster's own
-// contents, up to the end of the file, and takes what fits. The producer notes
-// the SHA-256 of every cluster. Android looks at it only before a postfix patch;
-// here every cluster that has one is checked, so that a patch made with another
-// encoder, or a damaged one, is an error at once.
+// contents, up to the end of the file, and takes what fits. Android's producer
+// notes the SHA-256 of every cluster, and its client looks at it only before a
+// postfix patch; here every cluster that has one is checked, so that a patch made
+// with another encoder, or a damaged one, is an error at once. Ours may leave it out
+// where nobody looks (Differs.Terse): it is most of a small patch.
+//
+// To make a patch one has to know the encoder, which no image tells. Detect
+// compresses some clusters with each until the bytes are the same:
+//
+//	contents, err := file.Contents(stored)
+//	err = file.Detect(stored, contents)  // sets Algorithm and Level
+//	p, err := lz4diff.Create(old, stored, oldFile, file, lz4diff.Differs{BSDiff: …, Postfix: …})
 //
 // Memory: besides the source and the target, which the caller holds, Apply
 // takes the contents of both files, at most Options.Limit bytes, and the

@@ -48,7 +48,27 @@ func Create(patch io.Writer, source, target File, o Options) error {
 			return fmt.Errorf("%s: %w", [...]string{"source", "target"}[i], err)
 		}
 	}
-	header := appendHeader(make([]byte, fixedSize), Bsdiff, sides[0].layout, sides[1].layout)
+	if err := writeHeader(patch, Bsdiff, sides[0].layout, sides[1].layout); err != nil {
+		return err
+	}
+	o.Bsdiff.Local = true // a puff costs much more than the few bytes that are wanted of it
+	return bsdiff.Create(patch, sides[0].data, sides[1].data, o.Bsdiff)
+}
+
+// WrapZucchini writes a patch that has a zucchini patch inside, between files without
+// deflates of the sizes told, in bytes. packed is that patch as it is compressed.
+func WrapZucchini(patch io.Writer, sourceSize, targetSize int64, packed []byte) error {
+	if err := writeHeader(patch, Zucchini, makeLayout(nil, nil, sourceSize), makeLayout(nil, nil, targetSize)); err != nil {
+		return err
+	}
+	if _, err := patch.Write(packed); err != nil {
+		return fmt.Errorf("writing a puffin patch: %w", err)
+	}
+	return nil
+}
+
+func writeHeader(patch io.Writer, inner Inner, source, target *layout) error {
+	header := appendHeader(make([]byte, fixedSize), inner, source, target)
 	copy(header, magic)
 	if len(header)-fixedSize > maxHeader {
 		return refuse(ErrLimit, "header", fmt.Sprintf("at most %d bytes", maxHeader), len(header)-fixedSize)
@@ -57,8 +77,7 @@ func Create(patch io.Writer, source, target File, o Options) error {
 	if _, err := patch.Write(header); err != nil {
 		return fmt.Errorf("writing a puffin patch: %w", err)
 	}
-	o.Bsdiff.Local = true // a puff costs much more than the few bytes that are wanted of it
-	return bsdiff.Create(patch, sides[0].data, sides[1].data, o.Bsdiff)
+	return nil
 }
 
 // check refuses extents that overlap or lie outside.

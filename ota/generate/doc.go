@@ -13,6 +13,8 @@
 // pairs them); what is left of no file, with blocks around the place that its neighbours
 // came from. Each is made as bsdiff, as puffdiff where deflate streams are found, as
 // zucchini where both are programs, and compressed as it is, and the smallest is taken.
+// Files that erofs has compressed with LZ4 are also compared by their contents ([Packing]),
+// as lz4diff, in whole clusters.
 //
 // For devices with snapshots there is also the order in which a merge may move blocks
 // (mergeOrder), and how large the COW becomes: Join installs each partition as a device
@@ -22,9 +24,9 @@
 //
 // # Caveats
 //
-// A hash tree is data, unless Partition.Verity tells where it is. LZ4DIFF is not made, so that compressed files of erofs are compared as they
-// are. An item holds its blocks, and some twelve times the old ones; those run at a time
-// that Options.Memory has room for.
+// A hash tree is data, unless Partition.Verity tells where it is. An item holds its blocks,
+// and some twelve times the old ones, decompressed if they are; those run at a time that
+// Options.Memory has room for.
 //
 // The source of all of this is specs/payload.md 12 and 13.
 package generate

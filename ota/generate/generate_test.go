@@ -112,12 +112,14 @@ func payloadOf(t testing.TB, o Options, signers ...Signer) ([]byte, *payload.Met
 }
 
 var samples = []string{"delta_ext4_m9_vabc2_gz_xor", "delta_ext4_m9_nozucchini_vabc3_lz4_xor", "delta_m5_puffdiff", "delta_m4_bsdf2_brotli_only",
-	"delta_m3_bsdiff40", "delta_m8_zucchini_arm64_none", "delta_partial_multi", "delta_resize", "delta_shrink", "delta_verity_fec_sha1", "full_unsigned"}
+	"delta_m3_bsdiff40", "delta_m8_zucchini_arm64_none", "delta_partial_multi", "delta_resize", "delta_shrink", "delta_verity_fec_sha1", "full_unsigned",
+	"delta_lz4diff_vabc3_lz4_64k_ec", "delta_lz4diff_bigpcluster_vabc3_zstd3", "delta_lz4_fast", "delta_lz4_legacy_nopad", "delta_lz4_postfix"}
 
 // large take long at default effort.
 var (
-	large = []string{"delta_ext4_m9_vabc2_gz_xor", "delta_ext4_m9_nozucchini_vabc3_lz4_xor", "delta_m5_puffdiff", "delta_partial_multi"}
-	slow  = flag.Bool("slow", false, "make the large payloads of the fixtures at default effort, too")
+	large = []string{"delta_ext4_m9_vabc2_gz_xor", "delta_ext4_m9_nozucchini_vabc3_lz4_xor", "delta_m5_puffdiff", "delta_partial_multi",
+		"delta_lz4diff_vabc3_lz4_64k_ec", "delta_lz4diff_bigpcluster_vabc3_zstd3"}
+	slow = flag.Bool("slow", false, "make the large payloads of the fixtures at default effort, too")
 )
 
 // The payloads of the fixtures are made anew from their images: they give the same
@@ -333,7 +335,7 @@ func TestAnotherPlan(t *testing.T) {
 	must(t, err)
 	good, err := plan.Encode()
 	must(t, err)
-	for what, change := range map[string][2]string{"format": {`"format": 1`, `"format": 2`}, "size": {`"new_size": 65536`, `"new_size": 69632`},
+	for what, change := range map[string][2]string{"format": {`"format": 3`, `"format": 2`}, "size": {`"new_size": 65536`, `"new_size": 69632`},
 		"block": {`"start": 0`, `"start": 99`}, "kind": {`"kind": "diff"`, `"kind": "copy"`}, "no such kind": {`"kind": "diff"`, `"kind": "move"`}, "json": {`{`, ``}, "effort": {`"effort": 0`, `"effort": 7`}} {
 		bad := bytes.Replace(good, []byte(change[0]), []byte(change[1]), 1)
 		if bytes.Equal(bad, good) {

@@ -57,6 +57,10 @@ type Item struct {
 	// its old version. They tell where deflate streams are.
 	Name string  `json:"name,omitempty"`
 	File []Range `json:"file,omitempty"`
+	// New is how erofs has compressed File, Old how Src; both are nil if one is not
+	// compressed.
+	New *Packing `json:"new_packing,omitempty"`
+	Old *Packing `json:"old_packing,omitempty"`
 	// ID is the SHA-256 of all that the operation's data depend on: options, old and
 	// new blocks. Items with the same have the same result. "": it has none.
 	ID string `json:"id,omitempty"`
@@ -64,6 +68,9 @@ type Item struct {
 
 // Work tells whether an item is for a worker; others take no time.
 func (i *Item) Work() bool { return i.Kind == Full || i.Kind == Diff }
+
+// packed tells whether the item's contents can be had.
+func (i *Item) packed() bool { return i.New != nil && i.Old != nil }
 
 // bytes is how much of the new partition an item makes.
 func (i *Item) bytes() int64 { return int64(count(i.Dst)) * blockSize }
@@ -87,7 +94,7 @@ type Plan struct {
 }
 
 // planFormat changes whenever the same images would give other items or results.
-const planFormat = 1
+const planFormat = 3
 
 func (o *Options) settings() string {
 	return fmt.Sprintf("minor %d effort %v zstd %v", o.Minor, o.Effort, o.Zstd)
@@ -152,10 +159,10 @@ func planPartition(ctx context.Context, o *Options, part Partition) (*PartitionP
 		}
 	}
 	p.classify()
-	p.zerosAndCopies()
 	if part.Old != nil {
 		p.files()
 	}
+	p.zerosAndCopies()
 	p.regions()
 	slices.SortFunc(p.items, func(a, b Item) int { return int(a.Dst[0].Start) - int(b.Dst[0].Start) })
 	pp.Items = p.items
@@ -292,25 +299,65 @@ func (p *planner) files() {
 		return
 	}
 	for _, pair := range filemap.Pairs(before.Files, after.Files) {
-		f := after.Files[pair.Target]
-		it := Item{Kind: Diff, Name: f.Path, File: blocksOf(f, len(p.new)), Src: blocksOf(before.Files[pair.Base], len(p.old))}
-		for _, r := range it.File {
-			for b := r.Start; b < r.Start+r.Count; b++ {
-				if p.kinds[b] == Diff {
-					it.Dst = push(it.Dst, b)
-				}
-			}
+		was, is := before.Files[pair.Base], after.Files[pair.Target]
+		it := Item{Kind: Diff, Name: is.Path, File: blocksOf(is, len(p.new)), Src: blocksOf(was, len(p.old))}
+		if p.o.Minor >= lz4diffMinor {
+			it.New, it.Old = packingOf(is, after.Padded), packingOf(was, before.Padded)
 		}
-		if len(it.Dst) == 0 || len(it.Src) == 0 || max(count(it.Dst), count(it.Src), count(it.File)) > largestDiff/blockSize || repeats(it.Dst) {
-			continue
-		}
-		for _, r := range it.Dst {
-			for b := r.Start; b < r.Start+r.Count; b++ {
-				p.kinds[b] = taken
-			}
-		}
-		p.items = append(p.items, it)
+		p.file(it)
 	}
+}
+
+// file makes the operation of a file, if anything of it is left.
+func (p *planner) file(it Item) {
+	if len(it.File) == 0 || len(it.Src) == 0 {
+		return
+	}
+	ok := false
+	if it.packed() {
+		it.Dst, ok = p.leftClusters(&it)
+	}
+	if !ok {
+		it.New, it.Old, it.Dst = nil, nil, p.left(it.File)
+	}
+	if len(it.Dst) == 0 || max(count(it.Dst), count(it.Src), count(it.File)) > largestDiff/blockSize || repeats(it.Dst) {
+		return
+	}
+	for _, b := range flat(it.Dst) {
+		p.kinds[b] = taken
+	}
+	p.items = append(p.items, it)
+}
+
+// left are the blocks that have no operation yet.
+func (p *planner) left(file []Range) (dst []Range) {
+	for _, b := range flat(file) {
+		if p.kinds[b] == Diff {
+			dst = push(dst, b)
+		}
+	}
+	return dst
+}
+
+// leftClusters is left with all of each compressed cluster of which a block is left,
+// also what could be copied. It fails if another operation makes a part of one.
+func (p *planner) leftClusters(it *Item) (dst []Range, ok bool) {
+	blocks := flat(it.File)
+	for _, c := range it.New.Clusters {
+		here := blocks[:c.Blocks]
+		blocks = blocks[c.Blocks:]
+		isLeft := func(b uint64) bool { return p.kinds[b] == Diff }
+		all := c.compressed() && slices.ContainsFunc(here, isLeft)
+		for _, b := range here {
+			if all && p.kinds[b] == taken {
+				return nil, false
+			}
+			if all || isLeft(b) {
+				dst = push(dst, b)
+			}
+		}
+	}
+	return dst, true
 }
 
 // blocksOf is where a file lies, in whole blocks and in the file's order; nil if it
@@ -444,8 +491,8 @@ func extension(name string) string {
 	return ""
 }
 
-// shape is how an item's blocks lie to each other: where ranges end, and which blocks
-// of the file it makes.
+// shape is how an item's blocks lie to each other: where ranges end, which blocks of
+// the file it makes, and how the files are compressed.
 func (it *Item) shape() (s []uint64) {
 	for _, ranges := range [][]Range{it.Dst, it.Src} {
 		for _, r := range ranges {
@@ -456,7 +503,7 @@ func (it *Item) shape() (s []uint64) {
 	for _, n := range it.inFile() {
 		s = append(s, uint64(n+1))
 	}
-	return s
+	return it.Old.appendShape(it.New.appendShape(s))
 }
 
 // inFile is for each block of the file its place among the item's, or −1.

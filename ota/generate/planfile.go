@@ -3,6 +3,7 @@ package generate
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 
 	"google.golang.org/protobuf/proto"
@@ -82,6 +83,9 @@ func (p *PartitionPlan) check(newer cow.Image, old *cow.Image) error {
 		it := &p.Items[i]
 		if !it.sound() || !within(it.Dst, p.NewSize) || !within(it.File, p.NewSize) || !within(it.Src, p.OldSize) {
 			return fmt.Errorf("item %d: expected an operation on blocks of the images, found %+v", i, *it)
+		}
+		if err := errors.Join(it.New.check(it.File), it.Old.check(it.Src)); err != nil {
+			return fmt.Errorf("item %d: %w", i, err)
 		}
 	}
 	return nil

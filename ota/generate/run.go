@@ -77,6 +77,9 @@ func (r *making) diff(ctx context.Context) (*Result, error) {
 		return nil, err
 	}
 	best := encoding{r.bsdiffType(), patch}
+	if err := r.lz4diff(&best); err != nil {
+		return nil, fmt.Errorf("lz4diff: %w", err)
+	}
 	if r.o.Minor >= 5 {
 		if err := r.puffdiff(&best); err != nil {
 			return nil, fmt.Errorf("puffdiff: %w", err)

@@ -26,7 +26,11 @@ type Task struct {
 // need is about what a task holds, in bytes: a suffix array and some copies.
 func (t *Task) need() int64 {
 	src, dst := int64(count(t.Item.Src))*blockSize, t.Item.bytes()
-	return 12*src + 6*dst + 32<<20
+	n := 12*src + 6*dst + 32<<20
+	if t.Item.packed() {
+		n = src + dst + 12*max(src, t.Item.Old.length()) + 6*max(dst, t.Item.New.length()) + 32<<20
+	}
+	return n
 }
 
 // store keeps results until they are joined, with their data in a file.
