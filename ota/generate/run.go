@@ -128,11 +128,12 @@ func (r *making) bsdiffOptions() bsdiff.Options {
 	o := bsdiff.Options{Legacy: r.o.Minor < 4}
 	switch r.o.Effort {
 	case Fast:
-		o.BrotliQuality = 5
+		o.BrotliQuality, o.Quick = 5, true
 	case Default:
-		if len(r.target) > quickFrom {
-			o.BrotliQuality = 9
-		}
+		o.BrotliQuality, o.Quick = 6, true
+	}
+	if r.o.Effort != Max && !o.Legacy {
+		o.Algorithms = []bsdiff.Algorithm{bsdiff.Brotli}
 	}
 	return o
 }
