@@ -149,9 +149,9 @@ type Options struct {
 	// Spool is a folder for files that last as long as the call; "" is that of
 	// temporary files.
 	Spool string
-	// OnProgress, unless nil, is called with bytes of new partitions, by one
-	// goroutine at a time.
-	OnProgress func(done, total int64)
+	// OnProgress, unless nil, is called every second at least, by one goroutine at a
+	// time.
+	OnProgress func(Progress)
 }
 
 // isDelta tells whether any partition has an old one.

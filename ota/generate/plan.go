@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"hash/maphash"
 	"io"
 	"slices"
 	"strings"
@@ -65,6 +66,14 @@ type Item struct {
 // Work tells whether an item is for a worker; others take no time.
 func (i *Item) Work() bool { return i.Kind == Full || i.Kind == Diff }
 
+// reads is how much is read for the ID, in bytes.
+func (i *Item) reads() int64 {
+	if !i.Work() {
+		return 0
+	}
+	return int64(count(i.Dst)+count(i.File)+count(i.Src)) * blockSize
+}
+
 // bytes is how much of the new partition an item makes.
 func (i *Item) bytes() int64 { return int64(count(i.Dst)) * blockSize }
 
@@ -87,7 +96,7 @@ type Plan struct {
 }
 
 // planFormat changes whenever the same images would give other items or results.
-const planFormat = 1
+const planFormat = 2
 
 func (o *Options) settings() string {
 	return fmt.Sprintf("minor %d effort %v zstd %v", o.Minor, o.Effort, o.Zstd)
@@ -100,8 +109,10 @@ func NewPlan(ctx context.Context, o Options) (*Plan, error) {
 		return nil, err
 	}
 	p := &Plan{o: &o, manifest: o.manifest()}
+	report := begin(o.OnProgress, Reading, o.imageBytes())
+	defer report.end()
 	for _, part := range o.Partitions {
-		pp, err := planPartition(ctx, &o, part)
+		pp, err := planPartition(ctx, &o, part, report)
 		if err != nil {
 			return nil, fmt.Errorf("partition %s: %w", part.Name, err)
 		}
@@ -112,7 +123,16 @@ func NewPlan(ctx context.Context, o Options) (*Plan, error) {
 		}
 		p.manifest.Partitions = append(p.manifest.Partitions, u)
 	}
-	return p, p.identify(ctx)
+	return p, p.identify(ctx, report)
+}
+
+func (o *Options) imageBytes() (n int64) {
+	for _, p := range o.Partitions {
+		if n += p.New.Size; p.Old != nil {
+			n += p.Old.Size
+		}
+	}
+	return n
 }
 
 // planner makes the items of one partition.
@@ -128,28 +148,28 @@ type planner struct {
 // taken is a block that needs no operation, or has one.
 const taken Kind = "taken"
 
-// blockHash identifies a block's contents.
-type blockHash [16]byte
+// blockHash identifies a block's contents, in this process: its two halves are hashes
+// that nobody can foresee. That a payload gives the right blocks is proved in the end.
+type blockHash [2]uint64
 
-var zeroHash = hashOf(make([]byte, blockSize))
+var (
+	seeds    = [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()}
+	zeroHash = hashOf(make([]byte, blockSize))
+)
 
 func hashOf(block []byte) blockHash {
-	sum := sha256.Sum256(block)
-	return blockHash(sum[:])
+	return blockHash{maphash.Bytes(seeds[0], block), maphash.Bytes(seeds[1], block)}
 }
 
-func planPartition(ctx context.Context, o *Options, part Partition) (*PartitionPlan, error) {
-	p := &planner{o: o, part: part}
-	pp := &PartitionPlan{Name: part.Name, NewSize: part.New.Size}
-	var err error
-	if p.new, pp.NewHash, err = readHashes(ctx, part.New, o.Workers); err != nil {
-		return nil, fmt.Errorf("new image: %w", err)
+func planPartition(ctx context.Context, o *Options, part Partition, report *progress) (*PartitionPlan, error) {
+	newer, old, err := o.scan(ctx, part, report)
+	if err != nil {
+		return nil, err
 	}
+	p := &planner{o: o, part: part, new: newer.blocks, old: old.blocks}
+	pp := &PartitionPlan{Name: part.Name, NewSize: part.New.Size, NewHash: newer.hash}
 	if part.Old != nil {
-		pp.OldSize = part.Old.Size
-		if p.old, pp.OldHash, err = readHashes(ctx, *part.Old, o.Workers); err != nil {
-			return nil, fmt.Errorf("old image: %w", err)
-		}
+		pp.OldSize, pp.OldHash = part.Old.Size, old.hash
 	}
 	p.classify()
 	p.zerosAndCopies()
@@ -162,49 +182,45 @@ func planPartition(ctx context.Context, o *Options, part Partition) (*PartitionP
 	return pp, nil
 }
 
-// readHashes hashes each block of an image, and the whole.
-func readHashes(ctx context.Context, img cow.Image, workers int) (blocks []blockHash, whole string, err error) {
-	const piece = 256
-	blocks = make([]blockHash, img.Size/blockSize)
+// scanned is what has been found out about an image.
+type scanned struct {
+	blocks []blockHash
+	hash   string // of the whole, SHA-256
+}
+
+// scan reads the images of a partition, both at a time if there are workers.
+func (o *Options) scan(ctx context.Context, part Partition, report *progress) (newer, old scanned, err error) {
 	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(workers + 1)
-	g.Go(func() error {
-		h := sha256.New()
-		if _, err := io.Copy(h, &stopping{ctx, io.NewSectionReader(img.R, 0, img.Size)}); err != nil {
+	g.SetLimit(o.Workers)
+	g.Go(func() error { return newer.read(ctx, "new", part.New, report) })
+	if part.Old != nil {
+		g.Go(func() error { return old.read(ctx, "old", *part.Old, report) })
+	}
+	return newer, old, g.Wait()
+}
+
+// read hashes each block and the whole, in one go.
+func (s *scanned) read(ctx context.Context, what string, img cow.Image, report *progress) error {
+	const piece = 64
+	s.blocks = make([]blockHash, 0, img.Size/blockSize)
+	whole := sha256.New()
+	b := make([]byte, piece*blockSize)
+	for off := int64(0); off < img.Size; off += int64(len(b)) {
+		if err := ctx.Err(); err != nil {
 			return err
 		}
-		whole = hex.EncodeToString(h.Sum(nil))
-		return nil
-	})
-	for first := 0; first < len(blocks); first += piece {
-		g.Go(func() error {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			some := blocks[first:min(first+piece, len(blocks))]
-			b, err := readRanges(img, []Range{{uint64(first), uint64(len(some))}})
-			for i := range some {
-				if err == nil {
-					some[i] = hashOf(b[i*blockSize:][:blockSize])
-				}
-			}
-			return err
-		})
+		b = b[:min(int64(len(b)), img.Size-off)]
+		if k, err := img.R.ReadAt(b, off); k < len(b) {
+			return fmt.Errorf("%s image: read %d bytes at %d: %w", what, len(b), off, err)
+		}
+		whole.Write(b)
+		for i := 0; i < len(b); i += blockSize {
+			s.blocks = append(s.blocks, hashOf(b[i:i+blockSize]))
+		}
+		report.add(int64(len(b)))
 	}
-	return blocks, whole, g.Wait()
-}
-
-// stopping ends with its context.
-type stopping struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (s *stopping) Read(p []byte) (int, error) {
-	if err := s.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return s.r.Read(p)
+	s.hash = hex.EncodeToString(whole.Sum(nil))
+	return nil
 }
 
 // readRanges reads blocks, one range behind the other.
@@ -397,7 +413,14 @@ func (p *planner) likely(first, end int) (src []Range) {
 }
 
 // identify gives items their IDs.
-func (p *Plan) identify(ctx context.Context) error {
+func (p *Plan) identify(ctx context.Context, report *progress) error {
+	total := int64(0)
+	for i := range p.Partitions {
+		for j := range p.Partitions[i].Items {
+			total += p.Partitions[i].Items[j].reads()
+		}
+	}
+	report.next(Naming, total)
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(p.o.Workers)
 	for i := range p.Partitions {
@@ -409,6 +432,7 @@ func (p *Plan) identify(ctx context.Context) error {
 			g.Go(func() (err error) {
 				if err = ctx.Err(); err == nil {
 					it.ID, err = p.o.id(p.o.Partitions[i], it)
+					report.add(it.reads())
 				}
 				return err
 			})

@@ -12,9 +12,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
-
-	"cowbird/cow"
-	"cowbird/formats/cowfile"
 )
 
 // Task is an item that is to be run.
@@ -75,34 +72,24 @@ func (s *store) result(_ context.Context, _ int, it *Item) (*Result, error) {
 // runAll runs each item once, as many at a time as there are workers and as memory
 // allows.
 func (p *Plan) runAll(parent context.Context, s *store) error {
-	var mu sync.Mutex // for progress
-	done, total := int64(0), int64(0)
+	total := int64(0)
 	for _, part := range p.Partitions {
 		total += part.NewSize
-		done += part.NewSize
 	}
 	work := p.Work()
+	done := total
 	for _, t := range work {
 		done -= t.Item.bytes()
 	}
-	report := func(n int64) {
-		if done += n; p.o.OnProgress != nil {
-			p.o.OnProgress(done, total)
-		}
-	}
-	report(0)
-	return p.each(parent, work, func(ctx context.Context, t Task) error {
+	report := begin(p.o.OnProgress, Comparing, total)
+	defer report.end()
+	report.add(done)
+	return p.each(parent, work, report, func(ctx context.Context, t Task) error {
 		r, err := p.Run(ctx, t.Partition, t.Item)
-		if err == nil {
-			err = s.add(t.Item.ID, r)
-		}
 		if err != nil {
 			return err
 		}
-		mu.Lock()
-		defer mu.Unlock()
-		report(t.Item.bytes())
-		return nil
+		return s.add(t.Item.ID, r)
 	})
 }
 
@@ -110,7 +97,13 @@ func (p *Plan) runAll(parent context.Context, s *store) error {
 // memory allows, except for those that are made, and saves what comes out. Both functions
 // may be called concurrently.
 func (p *Plan) RunTasks(ctx context.Context, tasks []Task, save func(Task, []byte) error, made func(Task) bool) error {
-	return p.each(ctx, tasks, func(ctx context.Context, t Task) error {
+	total := int64(0)
+	for _, t := range tasks {
+		total += t.Item.bytes()
+	}
+	report := begin(p.o.OnProgress, Comparing, total)
+	defer report.end()
+	return p.each(ctx, tasks, report, func(ctx context.Context, t Task) error {
 		if made(t) {
 			return nil
 		}
@@ -122,7 +115,7 @@ func (p *Plan) RunTasks(ctx context.Context, tasks []Task, save func(Task, []byt
 	})
 }
 
-func (p *Plan) each(parent context.Context, tasks []Task, do func(context.Context, Task) error) error {
+func (p *Plan) each(parent context.Context, tasks []Task, report *progress, do func(context.Context, Task) error) error {
 	room := semaphore.NewWeighted(p.o.Memory)
 	g, ctx := errgroup.WithContext(parent)
 	g.SetLimit(p.o.Workers)
@@ -136,6 +129,7 @@ func (p *Plan) each(parent context.Context, tasks []Task, do func(context.Contex
 			if err := do(ctx, t); err != nil {
 				return fmt.Errorf("partition %s, item %.12s: %w", p.Partitions[t.Partition].Name, t.Item.ID, err)
 			}
+			report.add(t.Item.bytes())
 			return nil
 		})
 	}
@@ -175,17 +169,6 @@ func (r *Result) Append(b []byte, it *Item) ([]byte, error) {
 	}
 	b = binary.BigEndian.AppendUint32(b, uint32(len(h)))
 	return append(append(b, h...), r.Blob...), nil
-}
-
-// contents is what a COW takes.
-type contents struct{ size, ops uint64 }
-
-func contentsOf(d *cow.FileDevice) (contents, error) {
-	f, err := cowfile.Open(d, d.Size(), nil)
-	if err != nil {
-		return contents{}, err
-	}
-	return contents{uint64(d.Size()), uint64(f.NumOps())}, nil
 }
 
 func sum(b []byte) []byte {
