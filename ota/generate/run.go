@@ -8,8 +8,6 @@ import (
 	"path"
 	"strings"
 
-	"github.com/klauspost/compress/zstd"
-
 	"cowbird/formats/bsdiff"
 	"cowbird/formats/payload/pb"
 	"cowbird/formats/puffin"
@@ -42,7 +40,11 @@ func (p *Plan) Run(ctx context.Context, partition int, it *Item) (*Result, error
 		return nil, fmt.Errorf("new image: %w", err)
 	}
 	if it.Kind == Full {
-		e, err := p.o.replace(r.target)
+		quick, err := quickSize(r.target)
+		if err != nil {
+			return nil, err
+		}
+		e, err := p.o.replace(r.target, quick)
 		return &Result{Type: e.kind, Blob: e.blob}, err
 	}
 	if r.source, err = readRanges(*part.Old, it.Src); err != nil {
@@ -103,14 +105,22 @@ func (r *making) diff(ctx context.Context) (*Result, error) {
 	return out, err
 }
 
-// full is the data without a source, unless a quick look says that they must be much
-// larger than a diff.
+// littleLeft is how many times smaller than the data a diff is, so that nobody need look
+// whether they are even smaller without a source.
+const littleLeft = 16
+
+// full is the data without a source, unless a quick look says that they are not likely to
+// be smaller than a diff: hardly ever are they smaller by a quarter than what zstd makes
+// of them in no time.
 func (r *making) full(diff int) (*encoding, error) {
-	quick, err := packZstd(r.target, zstd.SpeedFastest)
-	if err != nil || r.o.Effort != Max && len(quick)/2 > diff+r.price() {
+	if r.o.Effort != Max && diff*littleLeft < len(r.target) {
+		return nil, nil
+	}
+	quick, err := quickSize(r.target)
+	if err != nil || r.o.Effort != Max && quick/4*3 > diff+r.price() {
 		return nil, err
 	}
-	e, err := r.o.replace(r.target)
+	e, err := r.o.replace(r.target, quick)
 	return &e, err
 }
 
@@ -121,19 +131,20 @@ func (r *making) bsdiffType() opType {
 	return pb.InstallOperation_SOURCE_BSDIFF
 }
 
-// quickFrom is the length, in bytes, above which brotli's best takes too long.
-const quickFrom = 4 << 20
+// Qualities of brotli: the best one takes thirty times as long, for a tenth less.
+const (
+	quickQuality = 6
+	bestQuality  = 11
+)
 
 func (r *making) bsdiffOptions() bsdiff.Options {
 	o := bsdiff.Options{Legacy: r.o.Minor < 4}
 	switch r.o.Effort {
-	case Fast:
-		o.BrotliQuality, o.Quick = 5, true
-	case Default:
-		o.BrotliQuality, o.Quick = 6, true
-	}
-	if r.o.Effort != Max && !o.Legacy {
-		o.Algorithms = []bsdiff.Algorithm{bsdiff.Brotli}
+	case Fast, Default:
+		o.BrotliQuality, o.Quick = quickQuality, true
+		if !o.Legacy {
+			o.Algorithms = []bsdiff.Algorithm{bsdiff.Brotli}
+		}
 	}
 	return o
 }
@@ -195,17 +206,28 @@ func (r *making) remaining(all []puffin.BitExtent) (left []puffin.BitExtent) {
 // times as much.
 const largestProgram = 24 << 20
 
+// worthPrograms is how long a diff is, in bytes, before it is tried to make it shorter by
+// knowing programs.
+const worthPrograms = 1024
+
 var elf = []byte("\x7fELF")
 
 func (r *making) zucchini(best *encoding) error {
 	if !bytes.HasPrefix(r.source, elf) || !bytes.HasPrefix(r.target, elf) || len(r.source)+len(r.target) > 2*largestProgram {
 		return nil
 	}
+	if r.o.Effort != Max && len(best.blob) < worthPrograms {
+		return nil
+	}
 	p, err := zucchini.Create(r.source, r.target)
 	if err != nil {
 		return err
 	}
-	blob, err := zucchini.Pack(p.AppendTo(nil))
+	quality := quickQuality
+	if r.o.Effort == Max {
+		quality = bestQuality
+	}
+	blob, err := zucchini.Pack(p.AppendTo(nil), quality)
 	if err == nil {
 		best.smaller(pb.InstallOperation_ZUCCHINI, blob)
 	}
