@@ -155,8 +155,9 @@ func (p *Plan) hashCopies(ctx context.Context, i int, report *progress) ([][]byt
 		if it := &items[j]; it.Kind == Copy {
 			g.Go(func() (err error) {
 				if err = ctx.Err(); err == nil {
-					hashes[j], err = hashRanges(*p.o.Partitions[i].Old, it.Src)
-					report.add(it.bytes())
+					if hashes[j], err = hashRanges(*p.o.Partitions[i].Old, it.Src, report); err != nil {
+						err = fmt.Errorf("old image: %w", err)
+					}
 				}
 				return err
 			})
@@ -212,11 +213,12 @@ func extents(ranges []Range) (all []*pb.Extent) {
 	return all
 }
 
-func hashRanges(img cow.Image, ranges []Range) ([]byte, error) {
+// hashRanges is the SHA-256 of blocks. report may be nil.
+func hashRanges(img cow.Image, ranges []Range, report *progress) ([]byte, error) {
 	h := sha256.New()
 	for _, r := range ranges {
-		if _, err := io.Copy(h, io.NewSectionReader(img.R, int64(r.Start)*blockSize, int64(r.Count)*blockSize)); err != nil {
-			return nil, fmt.Errorf("old image: %w", err)
+		if _, err := io.Copy(h, counted{io.NewSectionReader(img.R, int64(r.Start)*blockSize, int64(r.Count)*blockSize), report}); err != nil {
+			return nil, err
 		}
 	}
 	return h.Sum(nil), nil

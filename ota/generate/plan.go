@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"fmt"
 	"hash/maphash"
-	"io"
 	"slices"
 	"strings"
 
@@ -56,8 +55,10 @@ type Item struct {
 	Src  []Range `json:"src,omitempty"`
 	// Name is the file whose blocks these are, File all of its blocks; Old are those of
 	// its old version. They tell where deflate streams are.
-	Name string  `json:"name,omitempty"`
-	File []Range `json:"file,omitempty"`
+	Name    string  `json:"name,omitempty"`
+	File    []Range `json:"file,omitempty"`
+	srcHash []byte  // SHA-256 of Src's blocks; nil: not known
+
 	// ID is the SHA-256 of all that the operation's data depend on: options, old and
 	// new blocks. Items with the same have the same result. "": it has none.
 	ID string `json:"id,omitempty"`
@@ -71,7 +72,11 @@ func (i *Item) reads() int64 {
 	if !i.Work() {
 		return 0
 	}
-	return int64(count(i.Dst)+count(i.File)+count(i.Src)) * blockSize
+	n := count(i.Dst) + count(i.Src)
+	if !slices.Equal(i.File, i.Dst) {
+		n += count(i.File)
+	}
+	return int64(n) * blockSize
 }
 
 // bytes is how much of the new partition an item makes.
@@ -431,8 +436,7 @@ func (p *Plan) identify(ctx context.Context, report *progress) error {
 			}
 			g.Go(func() (err error) {
 				if err = ctx.Err(); err == nil {
-					it.ID, err = p.o.id(p.o.Partitions[i], it)
-					report.add(it.reads())
+					it.ID, it.srcHash, err = p.o.id(p.o.Partitions[i], it, report)
 				}
 				return err
 			})
@@ -441,23 +445,28 @@ func (p *Plan) identify(ctx context.Context, report *progress) error {
 	return g.Wait()
 }
 
-// id hashes what an item's result depends on. The blocks' numbers are not among that.
-func (o *Options) id(part Partition, it *Item) (string, error) {
+// id hashes what an item's result depends on, and its source by itself. The blocks'
+// numbers are not among that.
+func (o *Options) id(part Partition, it *Item, report *progress) (id string, src []byte, err error) {
 	h := sha256.New()
 	fmt.Fprintf(h, "cowbird payload item %d\n%s\n%s %s\n", planFormat, o.settings(), it.Kind, extension(it.Name))
-	for _, x := range []struct {
-		img    *cow.Image
-		ranges []Range
-	}{{&part.New, it.Dst}, {&part.New, it.File}, {part.Old, it.Src}} {
-		fmt.Fprintf(h, "%d blocks\n", count(x.ranges))
-		for _, r := range x.ranges {
-			if _, err := io.Copy(h, io.NewSectionReader(x.img.R, int64(r.Start)*blockSize, int64(r.Count)*blockSize)); err != nil {
-				return "", err
-			}
+	dst, err := hashRanges(part.New, it.Dst, report)
+	if err != nil {
+		return "", nil, fmt.Errorf("new image: %w", err)
+	}
+	file := dst
+	if !slices.Equal(it.File, it.Dst) {
+		if file, err = hashRanges(part.New, it.File, report); err != nil {
+			return "", nil, fmt.Errorf("new image: %w", err)
 		}
 	}
-	fmt.Fprintf(h, "%v\n", it.shape())
-	return hex.EncodeToString(h.Sum(nil)), nil
+	if it.Kind == Diff {
+		if src, err = hashRanges(*part.Old, it.Src, report); err != nil {
+			return "", nil, fmt.Errorf("old image: %w", err)
+		}
+	}
+	fmt.Fprintf(h, "%x %x %x\n%v\n", dst, file, src, it.shape())
+	return hex.EncodeToString(h.Sum(nil)), src, nil
 }
 
 // extension is what of a name counts.

@@ -26,7 +26,8 @@ type Progress struct {
 // beat is the longest time between two reports, also if nothing has ended meanwhile.
 const beat = time.Second
 
-// progress reports a step at a time. It is safe for concurrent use.
+// progress reports a step at a time. It is safe for concurrent use. A nil one reports
+// nothing.
 type progress struct {
 	tell func(Progress)
 	quit chan struct{}
@@ -75,6 +76,9 @@ func (p *progress) set(now Progress) {
 }
 
 func (p *progress) add(n int64) {
+	if p == nil {
+		return
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.now.Done += n

@@ -3,7 +3,6 @@ package generate
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"fmt"
 	"path"
 	"strings"
@@ -99,8 +98,11 @@ func (r *making) diff(ctx context.Context) (*Result, error) {
 	if full != nil && len(full.blob) <= len(best.blob)+r.price() {
 		return &Result{Type: full.kind, Blob: full.blob}, nil
 	}
-	hash := sha256.Sum256(r.source)
-	out := &Result{Type: best.kind, Blob: best.blob, SrcHash: hash[:]}
+	hash := r.it.srcHash
+	if hash == nil { // the plan has been a file
+		hash = sum(r.source)
+	}
+	out := &Result{Type: best.kind, Blob: best.blob, SrcHash: hash}
 	out.Xors, err = r.xors(patch)
 	return out, err
 }
@@ -133,7 +135,7 @@ func (r *making) bsdiffType() opType {
 
 // Qualities of brotli: the best one takes thirty times as long, for a tenth less.
 const (
-	quickQuality = 6
+	quickQuality = 5
 	bestQuality  = 11
 )
 
