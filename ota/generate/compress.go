@@ -7,9 +7,9 @@ import (
 
 	"github.com/dsnet/compress/bzip2"
 	"github.com/klauspost/compress/zstd"
-	"github.com/ulikunitz/xz"
 
 	"cowbird/formats/payload/pb"
+	"cowbird/formats/xz"
 )
 
 type opType = pb.InstallOperation_Type
@@ -76,10 +76,13 @@ type packer struct {
 // packers are those that are tried. bzip2 is smaller than xz for few data, and then not
 // by much.
 func (o *Options) packers() (packs []packer) {
-	if o.Effort != Fast {
-		packs = append(packs, packer{pb.InstallOperation_REPLACE_XZ, packXZ})
+	switch {
+	case o.Effort == Max:
+		packs = append(packs, packer{pb.InstallOperation_REPLACE_XZ, packXZ(xz.Best)})
+	case o.Effort == Default || !o.Zstd:
+		packs = append(packs, packer{pb.InstallOperation_REPLACE_XZ, packXZ(xz.Fast)})
 	}
-	if o.Effort == Max || o.Effort == Fast && !o.Zstd {
+	if o.Effort == Max {
 		packs = append(packs, packer{pb.InstallOperation_REPLACE_BZ, packBzip2})
 	}
 	if o.Zstd {
@@ -94,12 +97,15 @@ func packBzip2(data []byte) ([]byte, error) {
 	return packed(&b, w, err, data)
 }
 
-// packXZ makes one block with CRC-32, as producers of payloads do (specs/payload.md 6).
-func packXZ(data []byte) ([]byte, error) {
-	var b bytes.Buffer
-	c := xz.WriterConfig{DictCap: max(4096, len(data)), CheckSum: xz.CRC32}
-	w, err := c.NewWriter(&b)
-	return packed(&b, w, err, data)
+var xzEncoders = sync.Pool{New: func() any { return new(xz.Encoder) }}
+
+// packXZ makes one block with CRC-32, as decoders of payloads want it (specs/payload.md 6).
+func packXZ(level xz.Level) func([]byte) ([]byte, error) {
+	return func(data []byte) ([]byte, error) {
+		e := xzEncoders.Get().(*xz.Encoder)
+		defer xzEncoders.Put(e)
+		return e.Append(nil, data, level), nil
+	}
 }
 
 func packZstd(data []byte, level zstd.EncoderLevel) ([]byte, error) {
