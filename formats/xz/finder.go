@@ -27,7 +27,7 @@ func (f *finder) reset(data []byte, dictionary int, level Level) {
 	f.data, f.dictionary, f.at = data, dictionary, 0
 	f.tries, f.nice = 12, 64
 	if level == Best {
-		f.tries, f.nice = 48, 128
+		f.tries, f.nice = 20, 96
 	}
 	width := min(max(log2(len(data)+1)+1, 10), 20)
 	f.two = cleared(f.two, 1<<10)
@@ -91,7 +91,7 @@ func (f *finder) find(pos, limit int) []pairing {
 
 // try adds the match at place p, if it is longer than best, and gives the longest.
 func (f *finder) try(pos, p, best, limit int) int {
-	if p < 0 || pos-p > f.dictionary || f.data[p] != f.data[pos] {
+	if p < 0 || p >= pos || pos-p > f.dictionary || f.data[p] != f.data[pos] {
 		return best
 	}
 	if n := common(f.data[p:], f.data[pos:pos+limit]); n > best {
@@ -103,6 +103,9 @@ func (f *finder) try(pos, p, best, limit int) int {
 
 func (f *finder) chain(pos, p, best, limit int) {
 	data, want := f.data, f.data[pos:pos+limit]
+	for p >= pos { // what a way went through that was not taken
+		p = int(f.next[p]) - 1
+	}
 	for tries := f.tries; p >= 0 && pos-p <= f.dictionary && tries > 0; tries-- {
 		if data[p+best] == want[best] {
 			if n := common(data[p:], want); n > best {

@@ -29,6 +29,7 @@ type Encoder struct {
 	f     finder
 	p     prices
 	nodes []node
+	path  []choice
 	data  []byte
 	done  int // bytes of data that are coded
 	dst   []byte
