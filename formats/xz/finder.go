@@ -25,9 +25,9 @@ type finder struct {
 
 func (f *finder) reset(data []byte, dictionary int, level Level) {
 	f.data, f.dictionary, f.at = data, dictionary, 0
-	f.tries, f.nice = 12, 64
+	f.tries, f.nice = 8, 64
 	if level == Best {
-		f.tries, f.nice = 20, 96
+		f.tries, f.nice = 16, 96
 	}
 	width := min(max(log2(len(data)+1)+1, 10), 20)
 	f.two = cleared(f.two, 1<<10)
