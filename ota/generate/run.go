@@ -208,9 +208,14 @@ func (r *making) remaining(all []puffin.BitExtent) (left []puffin.BitExtent) {
 // times as much.
 const largestProgram = 24 << 20
 
-// worthPrograms is how long a diff is, in bytes, before it is tried to make it shorter by
-// knowing programs.
-const worthPrograms = 1024
+const (
+	// worthPrograms is how long a diff is, in bytes, before it is tried to make it shorter
+	// by knowing programs.
+	worthPrograms = 1024
+	// otherPrograms is what part of a program a diff is that has other code, and not just
+	// other addresses: knowing programs saves little there.
+	otherPrograms = 8
+)
 
 var elf = []byte("\x7fELF")
 
@@ -218,7 +223,7 @@ func (r *making) zucchini(best *encoding) error {
 	if !bytes.HasPrefix(r.source, elf) || !bytes.HasPrefix(r.target, elf) || len(r.source)+len(r.target) > 2*largestProgram {
 		return nil
 	}
-	if r.o.Effort != Max && len(best.blob) < worthPrograms {
+	if n := len(best.blob); r.o.Effort != Max && (n < worthPrograms || n > len(r.target)/otherPrograms) {
 		return nil
 	}
 	p, err := zucchini.Create(r.source, r.target)
