@@ -13,6 +13,7 @@ type grams struct {
 	source []byte
 	shift  uint     // of a hash, for its place in wanted; head has a sixteenth of the places
 	wanted []uint64 // bits: the target has a gram of this hash
+	listed []uint64 // bits: and so has the source
 	head   []int32  // by hash: the first place in the source, + 1
 	next   []int32  // by place: the next one with the hash, + 1; valid for those that are listed
 }
@@ -41,7 +42,7 @@ func newGrams(source, target []byte) *grams {
 	g := gramPool.Get().(*grams)
 	width := min(max(bits.Len(uint(len(target)))+3, 10), 26)
 	g.source, g.shift = source, uint(64-width)
-	g.wanted = cleared(g.wanted, 1<<width/64)
+	g.wanted, g.listed = cleared(g.wanted, 1<<width/64), cleared(g.listed, 1<<width/64)
 	g.head = cleared(g.head, 1<<(width-headShift))
 	if cap(g.next) < len(source) {
 		g.next = make([]int32, len(source)+len(source)/4)
@@ -71,6 +72,7 @@ func (g *grams) list() {
 			continue
 		}
 		last = h
+		g.listed[h/64] |= 1 << (h % 64)
 		g.next[i] = g.head[h>>headShift]
 		g.head[h>>headShift] = int32(i + 1)
 	}
@@ -91,6 +93,9 @@ func (g *grams) find(key []byte) (pos, length int) {
 		return 0, 0
 	}
 	h := gramHash(key, g.shift)
+	if g.listed[h/64]&(1<<(h%64)) == 0 {
+		return 0, 0
+	}
 	i := g.head[h>>headShift]
 	for tries := 0; i > 0 && tries < gramTries; tries++ {
 		at := int(i - 1)

@@ -24,7 +24,7 @@ type Progress struct {
 }
 
 // beat is the longest time between two reports, also if nothing has ended meanwhile.
-const beat = time.Second
+const beat = time.Second / 2
 
 // progress reports a step at a time. It is safe for concurrent use. A nil one reports
 // nothing.

@@ -115,6 +115,9 @@ const littleLeft = 16
 // be smaller than a diff: hardly ever are they smaller by a quarter than what zstd makes
 // of them in no time.
 func (r *making) full(diff int) (*encoding, error) {
+	if r.o.Effort == Fast {
+		return &encoding{pb.InstallOperation_REPLACE, r.target}, nil
+	}
 	if r.o.Effort != Max && diff*littleLeft < len(r.target) {
 		return nil, nil
 	}
