@@ -56,9 +56,13 @@ func newGrams(source, target []byte) *grams {
 	return g
 }
 
+// mostKept is how many places tables have at most that are kept.
+const mostKept = 16 << 20
+
 func (g *grams) giveBack() {
-	g.source = nil
-	gramPool.Put(g)
+	if g.source = nil; cap(g.next) <= mostKept {
+		gramPool.Put(g)
+	}
 }
 
 // list goes backwards, so that a string's first place comes first. Of a run of one

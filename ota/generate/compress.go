@@ -97,13 +97,19 @@ func packBzip2(data []byte) ([]byte, error) {
 	return packed(&b, w, err, data)
 }
 
+// mostKept is how many data an encoder has seen that is kept, in bytes: it is four times
+// as large.
+const mostKept = 16 << 20
+
 var xzEncoders = sync.Pool{New: func() any { return new(xz.Encoder) }}
 
 // packXZ makes one block with CRC-32, as decoders of payloads want it (specs/payload.md 6).
 func packXZ(level xz.Level) func([]byte) ([]byte, error) {
 	return func(data []byte) ([]byte, error) {
 		e := xzEncoders.Get().(*xz.Encoder)
-		defer xzEncoders.Put(e)
+		if len(data) <= mostKept {
+			defer xzEncoders.Put(e)
+		}
 		return e.Append(nil, data, level), nil
 	}
 }

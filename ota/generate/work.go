@@ -20,10 +20,10 @@ type Task struct {
 	Item      *Item
 }
 
-// need is about what a task holds, in bytes: a suffix array and some copies.
+// need is about what a task holds, in bytes: a suffix array or tables, and some copies.
 func (t *Task) need() int64 {
 	src, dst := int64(count(t.Item.Src))*blockSize, t.Item.bytes()
-	return 12*src + 6*dst + 32<<20
+	return 12*src + 12*dst + 32<<20
 }
 
 // store keeps results until they are joined, with their data in a file.
