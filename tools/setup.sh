@@ -50,6 +50,7 @@ bpfmt                   blueprint-tools
 debugfs                 e2fsprogs
 mkfs.erofs              erofs-utils
 lz4                     lz4
+xz                      xz-utils
 qemu-img                qemu-utils
 nbdinfo                 libnbd-bin
 nbdkit                  nbdkit

@@ -346,10 +346,10 @@ func (b *build) create(ctx context.Context, out cli.Output, r *release, name str
 	if _, err := r.signers(); err != nil {
 		return err
 	}
-	meter := out.Meter("comparing")
-	o.OnProgress = meter.Update
+	meter := out.Meter(string(generate.Reading))
+	defer meter.End()
+	o.OnProgress = showSteps(meter)
 	p, err := generate.Create(ctx, o)
-	meter.End()
 	if err != nil {
 		return err
 	}
@@ -358,7 +358,15 @@ func (b *build) create(ctx context.Context, out cli.Output, r *release, name str
 	if err != nil {
 		return err
 	}
+	meter.End()
 	return reportPayload(out, r.out, w)
+}
+
+func showSteps(m *cli.Meter) func(generate.Progress) {
+	return func(p generate.Progress) {
+		m.Step(string(p.Step))
+		m.Update(p.Done, p.Total)
+	}
 }
 
 // imagesOf gives a plan's images from two inputs.

@@ -44,10 +44,14 @@ func (b *build) plan(ctx context.Context, out cli.Output, name, images string) (
 	if err != nil {
 		return err
 	}
+	meter := out.Meter(string(generate.Reading))
+	defer meter.End()
+	o.OnProgress = showSteps(meter)
 	p, err := generate.NewPlan(ctx, o)
 	if err != nil {
 		return err
 	}
+	meter.End()
 	text, err := p.Encode()
 	if err != nil {
 		return err
@@ -102,7 +106,7 @@ func (f *farm) flags(cmd *cobra.Command) {
 }
 
 // with opens the images and the plan.
-func (f *farm) with(do func(*generate.Plan) error, onProgress func(done, total int64)) (err error) {
+func (f *farm) with(out cli.Output, do func(*generate.Plan) error) (err error) {
 	if err := checkWorkers(f.res.workers); err != nil {
 		return err
 	}
@@ -123,7 +127,9 @@ func (f *farm) with(do func(*generate.Plan) error, onProgress func(done, total i
 		defer func() { err = errors.Join(err, older.Close()) }()
 	}
 	o := f.res.options()
-	o.OnProgress = onProgress
+	meter := out.Meter(string(generate.Reading))
+	defer meter.End()
+	o.OnProgress = showSteps(meter)
 	p, err := generate.ReadPlan(text, o, imagesOf(newer, older))
 	if err != nil {
 		return fmt.Errorf("%s: %w", f.plan, err)
@@ -149,7 +155,7 @@ those of the plan are noticed.`,
 			if (len(args) > 0) == (of > 0) || of > 0 && (index < 0 || index >= of) {
 				return cli.Usagef("expected items, or --part from 0 to below --of, found %d items, --part %d --of %d", len(args), index, of)
 			}
-			return f.with(func(p *generate.Plan) error { return f.run(cmd.Context(), p, args, index, of) }, nil)
+			return f.with(f.output(cmd), func(p *generate.Plan) error { return f.run(cmd.Context(), p, args, index, of) })
 		},
 	}
 	f.flags(cmd)
@@ -210,7 +216,8 @@ by its ID: make it again with cowtool payload run, alone.`,
 		Example: `  cowtool payload join -o ota.zip --key release.pem --plan plan.json --results out --old v1 --new v2`,
 		Args:    cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return f.with(func(p *generate.Plan) error { return f.join(cmd.Context(), f.output(cmd), p, r) }, nil)
+			out := f.output(cmd)
+			return f.with(out, func(p *generate.Plan) error { return f.join(cmd.Context(), out, p, r) })
 		},
 	}
 	f.flags(cmd)

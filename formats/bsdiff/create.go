@@ -1,7 +1,6 @@
 package bsdiff
 
 import (
-	"bytes"
 	"fmt"
 	"io"
 	"math"
@@ -9,7 +8,6 @@ import (
 	"sync"
 
 	"github.com/andybalholm/brotli"
-	"github.com/dsnet/compress/bzip2"
 )
 
 // Options says how a patch is made. The zero value is BSDF2 by bzip2 or brotli,
@@ -23,6 +21,10 @@ type Options struct {
 	Algorithms []Algorithm
 	// BrotliQuality is 1 to 11. Default: 11.
 	BrotliQuality int
+	// Quick finds matches by a table of short strings rather than by sorting the source
+	// (which takes most of the time), and misses some. A patch gets larger by one percent
+	// or so.
+	Quick bool
 	// Local asks for fewer far moves in the source, for the sake of readers that
 	// pay for them. A patch of large files gets larger by one percent or so.
 	Local bool
@@ -55,10 +57,15 @@ func Create(patch io.Writer, source, target []byte, o Options) error {
 		return err
 	}
 	d := differ{source: source, target: target, local: o.Local}
-	if len(source) <= math.MaxInt32 {
-		d.find = newFinder[int32](source).find
-	} else {
+	switch {
+	case len(source) > math.MaxInt32:
 		d.find = newFinder[int64](source).find
+	case o.Quick:
+		g := newGrams(source, target)
+		defer g.giveBack()
+		d.find = g.find
+	default:
+		d.find = newFinder[int32](source).find
 	}
 	d.run()
 	d.find = nil // the suffix array has done its part
@@ -112,28 +119,4 @@ func (o *Options) compress(streams [3][]byte) (best [3][]byte, chosen [3]Algorit
 		}
 	}
 	return best, chosen, nil
-}
-
-// Android's encoder has a window of 20 bits, so its decoder needs little memory.
-const brotliWindow = 20
-
-func (o *Options) pack(a Algorithm, stream []byte) ([]byte, error) {
-	var buf bytes.Buffer
-	var w io.WriteCloser
-	switch a {
-	case None:
-		return stream, nil
-	case Brotli:
-		w = brotli.NewWriterOptions(&buf, brotli.WriterOptions{Quality: o.BrotliQuality, LGWin: brotliWindow})
-	default:
-		var err error
-		if w, err = bzip2.NewWriter(&buf, &bzip2.WriterConfig{Level: bzip2.BestCompression}); err != nil {
-			return nil, err
-		}
-	}
-	if _, err := w.Write(stream); err != nil {
-		return nil, err
-	}
-	err := w.Close()
-	return buf.Bytes(), err
 }

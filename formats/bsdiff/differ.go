@@ -1,5 +1,7 @@
 package bsdiff
 
+import "slices"
+
 // differ splits the target into stretches that are like one of the source, and
 // what is left between them. It goes through the target with an alignment, that
 // of the last stretch, and looks for one that is better by so much that a triple
@@ -138,28 +140,33 @@ func (d *differ) finish() {
 // forward is how far the present stretch goes on well, at most to end: where
 // the matches are ahead of the mismatches by most.
 func (d *differ) forward(end int) int {
-	return extend(min(end-d.at, len(d.source)-d.from), func(i int) bool {
-		return d.source[d.from+i] == d.target[d.at+i]
-	})
+	n := min(end-d.at, len(d.source)-d.from)
+	source, target := d.source[d.from:d.from+n], d.target[d.at:d.at+n]
+	sum, best, at := 0, 0, 0
+	for i, c := range target {
+		if source[i] == c {
+			if sum++; sum > best {
+				best, at = sum, i+1
+			}
+		} else {
+			sum--
+		}
+	}
+	return at
 }
 
 // backward is how far m can well begin earlier.
 func (d *differ) backward(m match) int {
-	return extend(min(m.scan-d.at, m.pos), func(i int) bool {
-		return d.source[m.pos-1-i] == d.target[m.scan-1-i]
-	})
-}
-
-func extend(n int, same func(i int) bool) int {
+	n := min(m.scan-d.at, m.pos)
+	source, target := d.source[m.pos-n:m.pos], d.target[m.scan-n:m.scan]
 	sum, best, at := 0, 0, 0
-	for i := range n {
-		if same(i) {
-			sum++
+	for i := n - 1; i >= 0; i-- {
+		if source[i] == target[i] {
+			if sum++; sum > best {
+				best, at = sum, n-i
+			}
 		} else {
 			sum--
-		}
-		if sum > best {
-			best, at = sum, i+1
 		}
 	}
 	return at
@@ -186,8 +193,11 @@ func (d *differ) split(m match, forward, backward, overlap int) int {
 // emit writes n bytes of the present stretch and what is missing up to at. The
 // next one begins there, in the source at from.
 func (d *differ) emit(n, at, from int) {
+	done := len(d.diff)
+	d.diff = slices.Grow(d.diff, n)[:done+n]
+	diff, source := d.diff[done:], d.source[d.from:d.from+n]
 	for i, c := range d.target[d.at : d.at+n] {
-		d.diff = append(d.diff, c-d.source[d.from+i])
+		diff[i] = c - source[i]
 	}
 	d.extra = append(d.extra, d.target[d.at+n:at]...)
 	for _, v := range [...]int{n, at - d.at - n, from - d.from - n} {

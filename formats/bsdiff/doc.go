@@ -43,6 +43,7 @@
 // should know the checksum of either.
 //
 // Create holds source and target, a suffix array of 4 bytes for each byte of
-// the source (8 from 2 GiB on), and the streams. Its output depends on nothing
-// but its input.
+// the source (8 from 2 GiB on), and the streams. With Options.Quick it is a table of
+// as many bytes, and some 8 for each byte of the target; such tables and the encoders
+// are kept for the next call. Output depends on nothing but input.
 package bsdiff

@@ -44,9 +44,11 @@ func FuzzCreate(f *testing.F) {
 	f.Add([]byte{}, []byte("x"))
 	f.Add(bytes.Repeat([]byte("ab"), 200), bytes.Repeat([]byte("abb"), 100))
 	f.Fuzz(func(t *testing.T, source, target []byte) {
-		patch := create(t, source, target, Options{Algorithms: []Algorithm{None}})
-		if got, err := apply(patch, source); err != nil || !bytes.Equal(got, target) {
-			t.Fatalf("expected %q, found %q, %v", target, got, err)
+		for _, quick := range []bool{false, true} {
+			patch := create(t, source, target, Options{Algorithms: []Algorithm{None}, Quick: quick})
+			if got, err := apply(patch, source); err != nil || !bytes.Equal(got, target) {
+				t.Fatalf("quick %v: expected %q, found %q, %v", quick, target, got, err)
+			}
 		}
 	})
 }

@@ -48,10 +48,10 @@ func (p *Patch) addRaw(source, target []byte, from, to uint32) {
 	}
 }
 
-// Pack compresses a patch as payloads have it.
-func Pack(patch []byte) ([]byte, error) {
+// Pack compresses a patch as payloads have it, by brotli with a quality of 1 to 11.
+func Pack(patch []byte, quality int) ([]byte, error) {
 	var b bytes.Buffer
-	w := brotli.NewWriterOptions(&b, brotli.WriterOptions{Quality: 9, LGWin: 20})
+	w := brotli.NewWriterOptions(&b, brotli.WriterOptions{Quality: quality, LGWin: 20})
 	if _, err := w.Write(patch); err != nil {
 		return nil, err
 	}

@@ -17,7 +17,7 @@ func roundTrip(t testing.TB, source, target []byte) (*zucchini.Patch, []byte) {
 		t.Fatal(err)
 	}
 	b := made.AppendTo(nil)
-	blob, err := zucchini.Pack(b)
+	blob, err := zucchini.Pack(b, 9)
 	if err != nil {
 		t.Fatal(err)
 	}

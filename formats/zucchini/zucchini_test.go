@@ -235,7 +235,7 @@ func TestRefuses(t *testing.T) {
 }
 
 func TestUnpackLimit(t *testing.T) {
-	blob, err := Pack(make([]byte, 1<<20))
+	blob, err := Pack(make([]byte, 1<<20), 9)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -63,6 +63,9 @@ type CowOptions struct {
 	// OnProgress, if not nil, is called with bytes of the new partition, by one
 	// goroutine at a time.
 	OnProgress func(done, total int64)
+	// OnVerify, if not nil, is called with bytes of the new partition that have been
+	// read back, in the end, by one goroutine.
+	OnVerify func(done int64)
 }
 
 // CowDevice is a file or device for a COW, such as a cow.FileDevice.
@@ -702,7 +705,7 @@ func (v *verityWriter) ReadAt(p []byte, off int64) (int, error) {
 // verify reads the new partition and compares its hash.
 func (i *install) verify(ctx context.Context) error {
 	return i.withSnapshot(func(s *cow.Snapshot) error {
-		got, err := sum(&cancellable{ctx, io.NewSectionReader(s, 0, i.total)})
+		got, err := sum(&cancellable{ctx: ctx, r: io.NewSectionReader(s, 0, i.total), read: i.o.OnVerify})
 		if err != nil {
 			return err
 		}
@@ -712,13 +715,19 @@ func (i *install) verify(ctx context.Context) error {
 
 // cancellable ends with its context.
 type cancellable struct {
-	ctx context.Context
-	r   io.Reader
+	ctx  context.Context
+	r    io.Reader
+	done int64
+	read func(done int64) // nil: nobody wants to know
 }
 
 func (c *cancellable) Read(p []byte) (int, error) {
 	if err := context.Cause(c.ctx); err != nil {
 		return 0, err
 	}
-	return c.r.Read(p)
+	n, err := c.r.Read(p)
+	if c.done += int64(n); c.read != nil {
+		c.read(c.done)
+	}
+	return n, err
 }

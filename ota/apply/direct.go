@@ -27,8 +27,10 @@ type DirectOptions struct {
 	// Memory and Spool are as in CowOptions.
 	Memory int64
 	Spool  string
-	// OnProgress is as in CowOptions, but called by several goroutines.
+	// OnProgress is as in CowOptions, but called by several goroutines, and OnVerify
+	// is as there.
 	OnProgress func(done, total int64)
+	OnVerify   func(done int64)
 }
 
 // Direct writes a partition where it belongs: one that is no snapshot, in the other
@@ -49,7 +51,7 @@ func Direct(ctx context.Context, o DirectOptions) error {
 	if err := errors.Join(WriteVerity(o.Partition, d.blockSize, o.New), o.New.Sync()); err != nil {
 		return err
 	}
-	got, err := sum(&cancellable{ctx, io.NewSectionReader(o.New, 0, int64(info.GetSize()))})
+	got, err := sum(&cancellable{ctx: ctx, r: io.NewSectionReader(o.New, 0, int64(info.GetSize())), read: o.OnVerify})
 	if err != nil {
 		return err
 	}

@@ -12,9 +12,9 @@
 // What is left of a file is compared with the whole of its old version (package filemap
 // pairs them); what is left of no file, with blocks around the place that its neighbours
 // came from. Each is made as bsdiff, as puffdiff where deflate streams are found, as
-// zucchini where both are programs, and compressed as it is, and the smallest is taken.
-// Files that erofs has compressed with LZ4 are also compared by their contents ([Packing]),
-// as lz4diff, in whole clusters.
+// zucchini where both are programs, and compressed as it is, as far as that promises
+// something, and the smallest is taken. Files that erofs has compressed with LZ4 are
+// also compared by their contents ([Packing]), as lz4diff, in whole clusters.
 //
 // For devices with snapshots there is also the order in which a merge may move blocks
 // (mergeOrder), and how large the COW becomes: Join installs each partition as a device

@@ -11,9 +11,11 @@ import (
 	"os"
 	"slices"
 
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 
 	"cowbird/cow"
+	"cowbird/formats/cowfile"
 	"cowbird/formats/payload"
 	"cowbird/formats/payload/pb"
 	"cowbird/ota/apply"
@@ -24,6 +26,8 @@ type Payload struct {
 	Manifest *pb.DeltaArchiveManifest
 	blobs    *os.File // without a name
 	size     int64
+
+	onProgress func(Progress)
 }
 
 // Close gives back the spooled data.
@@ -36,7 +40,7 @@ type Results func(ctx context.Context, partition int, it *Item) (*Result, error)
 // Join puts results together and applies the payload, as a device would: each new
 // partition has to come out, and what its COW takes is told in the manifest.
 func (p *Plan) Join(ctx context.Context, results Results) (_ *Payload, err error) {
-	out := &Payload{Manifest: proto.Clone(p.manifest).(*pb.DeltaArchiveManifest)}
+	out := &Payload{Manifest: proto.Clone(p.manifest).(*pb.DeltaArchiveManifest), onProgress: p.o.OnProgress}
 	if out.blobs, err = spool(p.o.Spool); err != nil {
 		return nil, err
 	}
@@ -45,17 +49,33 @@ func (p *Plan) Join(ctx context.Context, results Results) (_ *Payload, err error
 			err = errors.Join(err, out.blobs.Close())
 		}
 	}()
+	report := begin(p.o.OnProgress, Checking, p.checks())
+	defer report.end()
 	for i := range p.Partitions {
-		if err := p.joinPartition(ctx, out, i, results); err != nil {
+		if err := p.joinPartition(ctx, out, i, results, report); err != nil {
 			return nil, fmt.Errorf("partition %s: %w", p.Partitions[i].Name, err)
 		}
 	}
 	for i := range p.Partitions {
-		if err := p.prove(ctx, out, i); err != nil {
+		if err := p.prove(ctx, out, i, report); err != nil {
 			return nil, fmt.Errorf("partition %s: %w", p.Partitions[i].Name, err)
 		}
 	}
 	return out, nil
+}
+
+// checks is how many bytes Join goes through: what copies read, and each new partition
+// as it is installed and as it is read back.
+func (p *Plan) checks() (n int64) {
+	for i := range p.Partitions {
+		n += 2 * p.Partitions[i].NewSize
+		for _, it := range p.Partitions[i].Items {
+			if it.Kind == Copy {
+				n += it.bytes()
+			}
+		}
+	}
+	return n
 }
 
 // spool is a file that nobody else sees.
@@ -88,10 +108,13 @@ func (o *Options) manifest() *pb.DeltaArchiveManifest {
 	return m
 }
 
-func (p *Plan) joinPartition(ctx context.Context, out *Payload, i int, results Results) error {
+func (p *Plan) joinPartition(ctx context.Context, out *Payload, i int, results Results, report *progress) error {
 	plan, part, u := &p.Partitions[i], p.o.Partitions[i], out.Manifest.Partitions[i]
 	var moves []move
-	var err error
+	hashes, err := p.hashCopies(ctx, i, report)
+	if err != nil {
+		return err
+	}
 	for j := range plan.Items {
 		it := &plan.Items[j]
 		op := &pb.InstallOperation{DstExtents: extents(it.Dst)}
@@ -100,7 +123,7 @@ func (p *Plan) joinPartition(ctx context.Context, out *Payload, i int, results R
 			op.Type = pb.InstallOperation_ZERO.Enum()
 		case Copy:
 			op.Type, op.SrcExtents = pb.InstallOperation_SOURCE_COPY.Enum(), extents(it.Src)
-			op.SrcSha256Hash, err = hashRanges(*part.Old, it.Src)
+			op.SrcSha256Hash = hashes[j]
 			moves = append(moves, it.copies()...)
 		default:
 			var r *Result
@@ -120,6 +143,27 @@ func (p *Plan) joinPartition(ctx context.Context, out *Payload, i int, results R
 		}
 	}
 	return nil
+}
+
+// hashCopies hashes what copies read.
+func (p *Plan) hashCopies(ctx context.Context, i int, report *progress) ([][]byte, error) {
+	items := p.Partitions[i].Items
+	hashes := make([][]byte, len(items))
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(p.o.Workers)
+	for j := range items {
+		if it := &items[j]; it.Kind == Copy {
+			g.Go(func() (err error) {
+				if err = ctx.Err(); err == nil {
+					if hashes[j], err = hashRanges(*p.o.Partitions[i].Old, it.Src, report); err != nil {
+						err = fmt.Errorf("old image: %w", err)
+					}
+				}
+				return err
+			})
+		}
+	}
+	return hashes, g.Wait()
 }
 
 // newUpdate is a partition without operations.
@@ -169,11 +213,12 @@ func extents(ranges []Range) (all []*pb.Extent) {
 	return all
 }
 
-func hashRanges(img cow.Image, ranges []Range) ([]byte, error) {
+// hashRanges is the SHA-256 of blocks. report may be nil.
+func hashRanges(img cow.Image, ranges []Range, report *progress) ([]byte, error) {
 	h := sha256.New()
 	for _, r := range ranges {
-		if _, err := io.Copy(h, io.NewSectionReader(img.R, int64(r.Start)*blockSize, int64(r.Count)*blockSize)); err != nil {
-			return nil, fmt.Errorf("old image: %w", err)
+		if _, err := io.Copy(h, counted{io.NewSectionReader(img.R, int64(r.Start)*blockSize, int64(r.Count)*blockSize), report}); err != nil {
+			return nil, err
 		}
 	}
 	return h.Sum(nil), nil
@@ -193,9 +238,9 @@ func (out *Payload) add(op *pb.InstallOperation, it *Item, r *Result) error {
 }
 
 // prove applies what has been made of a partition.
-func (p *Plan) prove(ctx context.Context, out *Payload, i int) error {
+func (p *Plan) prove(ctx context.Context, out *Payload, i int, report *progress) error {
 	if p.o.snapshots(p.Partitions[i].Name) {
-		return p.estimate(ctx, out, i)
+		return p.estimate(ctx, out, i, report)
 	}
 	f, err := spool(p.o.Spool)
 	if err != nil {
@@ -210,7 +255,8 @@ func (p *Plan) prove(ctx context.Context, out *Payload, i int) error {
 		return err
 	}
 	err = apply.Direct(ctx, apply.DirectOptions{Metadata: &payload.Metadata{Manifest: out.Manifest}, Partition: out.Manifest.Partitions[i],
-		Blobs: out, Old: p.old(i), New: d, Workers: p.o.Workers, Memory: p.o.Memory, Spool: p.o.Spool})
+		Blobs: out, Old: p.old(i), New: d, Workers: p.o.Workers, Memory: p.o.Memory, Spool: p.o.Spool,
+		OnProgress: report.installed(), OnVerify: report.grown()})
 	return checked(ctx, err)
 }
 
@@ -246,40 +292,37 @@ func (out *Payload) Blob(off, n int64) (*io.SectionReader, func(), error) {
 // estimate installs a partition into a COW, to tell how large that becomes and how many
 // ops it has. A version 2 COW has a label, which is an op, as often as the device takes
 // the time for one; here after each operation, which is the most there can be.
-func (p *Plan) estimate(ctx context.Context, out *Payload, i int) error {
+func (p *Plan) estimate(ctx context.Context, out *Payload, i int, report *progress) error {
 	u := out.Manifest.Partitions[i]
-	v3 := p.o.Dynamic.GetCowVersion() >= 3
-	once := func() (contents, error) {
-		f, err := spool(p.o.Spool)
-		if err != nil {
-			return contents{}, err
-		}
-		d, err := cow.NewFileDevice(f)
-		if err != nil {
-			return contents{}, errors.Join(err, f.Close())
-		}
-		defer d.Close()
-		o := apply.CowOptions{Metadata: &payload.Metadata{Manifest: out.Manifest}, Partition: u, Blobs: out, Old: p.old(i), Cow: d,
-			Workers: p.o.Workers, Memory: p.o.Memory, Spool: p.o.Spool}
-		if !v3 {
-			o.LabelEvery = -1
-		}
-		if err := checked(ctx, apply.Cow(ctx, o)); err != nil {
-			return contents{}, err
-		}
-		return contentsOf(d)
-	}
-	c, err := once()
+	f, err := spool(p.o.Spool)
 	if err != nil {
 		return err
 	}
-	if v3 { // the table is as long as the manifest says, so that a shorter one makes a smaller COW
-		u.EstimateOpCountMax = proto.Uint64(max(leastOps, c.ops))
-		if c, err = once(); err != nil {
-			return err
-		}
+	d, err := cow.NewFileDevice(f)
+	if err != nil {
+		return errors.Join(err, f.Close())
 	}
-	u.EstimateCowSize = proto.Uint64(c.size)
+	defer d.Close()
+	o := apply.CowOptions{Metadata: &payload.Metadata{Manifest: out.Manifest}, Partition: u, Blobs: out, Old: p.old(i), Cow: d,
+		Workers: p.o.Workers, Memory: p.o.Memory, Spool: p.o.Spool, OnProgress: report.installed(), OnVerify: report.grown()}
+	v3 := p.o.Dynamic.GetCowVersion() >= 3
+	if !v3 {
+		o.LabelEvery = -1
+	}
+	if err := checked(ctx, apply.Cow(ctx, o)); err != nil {
+		return err
+	}
+	c, err := cowfile.Open(d, d.Size(), nil)
+	if err != nil {
+		return err
+	}
+	size := uint64(d.Size())
+	if v3 { // on devices the table is as long as the manifest says, here it has room for every block
+		h, ops := c.Header(), max(leastOps, uint64(c.NumOps()))
+		u.EstimateOpCountMax = proto.Uint64(ops)
+		size -= (h.OpCountMax - min(ops, u.GetNewPartitionInfo().GetSize()/blockSize)) * uint64(h.OpSize)
+	}
+	u.EstimateCowSize = proto.Uint64(size)
 	return nil
 }
 

@@ -11,7 +11,6 @@ import (
 	"cowbird/formats/lz4diff"
 	"cowbird/formats/payload/pb"
 	"cowbird/formats/puffin"
-	"cowbird/formats/zucchini"
 	"cowbird/ota/apply"
 )
 
@@ -129,11 +128,7 @@ func (r *making) zucchiniContents(p *packedItem, old, contents []byte) ([]byte, 
 	if r.o.Effort == Fast || !whole || !bytes.HasPrefix(old, elf) || !bytes.HasPrefix(contents, elf) || len(old)+len(contents) > 2*largestProgram {
 		return nil, nil
 	}
-	patch, err := zucchini.Create(old, contents)
-	if err != nil {
-		return nil, err
-	}
-	inside, err := zucchini.Pack(patch.AppendTo(nil))
+	inside, err := r.programs(old, contents)
 	if err != nil {
 		return nil, err
 	}

@@ -38,12 +38,11 @@ const (
 type Effort int
 
 const (
-	// Default chooses one compressor for a chunk by a sample of it, and tries each
-	// kind of diff.
+	// Default tries what a quick look promises something of.
 	Default Effort = iota
-	// Fast leaves out what takes long: xz, and diffs that know programs.
+	// Fast tries nothing more once there is a diff, but for deflate streams.
 	Fast
-	// Max tries everything on everything.
+	// Max tries everything on everything, and compresses as well as can be.
 	Max
 )
 
@@ -149,9 +148,9 @@ type Options struct {
 	// Spool is a folder for files that last as long as the call; "" is that of
 	// temporary files.
 	Spool string
-	// OnProgress, unless nil, is called with bytes of new partitions, by one
-	// goroutine at a time.
-	OnProgress func(done, total int64)
+	// OnProgress, unless nil, is called every half second at least, by one goroutine at a
+	// time.
+	OnProgress func(Progress)
 }
 
 // isDelta tells whether any partition has an old one.

@@ -5,7 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"io"
+	"hash/maphash"
 	"slices"
 	"strings"
 
@@ -59,8 +59,10 @@ type Item struct {
 	File []Range `json:"file,omitempty"`
 	// New is how erofs has compressed File, Old how Src; both are nil if one is not
 	// compressed.
-	New *Packing `json:"new_packing,omitempty"`
-	Old *Packing `json:"old_packing,omitempty"`
+	New     *Packing `json:"new_packing,omitempty"`
+	Old     *Packing `json:"old_packing,omitempty"`
+	srcHash []byte   // SHA-256 of Src's blocks; nil: not known
+
 	// ID is the SHA-256 of all that the operation's data depend on: options, old and
 	// new blocks. Items with the same have the same result. "": it has none.
 	ID string `json:"id,omitempty"`
@@ -71,6 +73,18 @@ func (i *Item) Work() bool { return i.Kind == Full || i.Kind == Diff }
 
 // packed tells whether the item's contents can be had.
 func (i *Item) packed() bool { return i.New != nil && i.Old != nil }
+
+// reads is how much is read for the ID, in bytes.
+func (i *Item) reads() int64 {
+	if !i.Work() {
+		return 0
+	}
+	n := count(i.Dst) + count(i.Src)
+	if !slices.Equal(i.File, i.Dst) {
+		n += count(i.File)
+	}
+	return int64(n) * blockSize
+}
 
 // bytes is how much of the new partition an item makes.
 func (i *Item) bytes() int64 { return int64(count(i.Dst)) * blockSize }
@@ -107,8 +121,10 @@ func NewPlan(ctx context.Context, o Options) (*Plan, error) {
 		return nil, err
 	}
 	p := &Plan{o: &o, manifest: o.manifest()}
+	report := begin(o.OnProgress, Reading, o.imageBytes())
+	defer report.end()
 	for _, part := range o.Partitions {
-		pp, err := planPartition(ctx, &o, part)
+		pp, err := planPartition(ctx, &o, part, report)
 		if err != nil {
 			return nil, fmt.Errorf("partition %s: %w", part.Name, err)
 		}
@@ -119,7 +135,16 @@ func NewPlan(ctx context.Context, o Options) (*Plan, error) {
 		}
 		p.manifest.Partitions = append(p.manifest.Partitions, u)
 	}
-	return p, p.identify(ctx)
+	return p, p.identify(ctx, report)
+}
+
+func (o *Options) imageBytes() (n int64) {
+	for _, p := range o.Partitions {
+		if n += p.New.Size; p.Old != nil {
+			n += p.Old.Size
+		}
+	}
+	return n
 }
 
 // planner makes the items of one partition.
@@ -135,28 +160,28 @@ type planner struct {
 // taken is a block that needs no operation, or has one.
 const taken Kind = "taken"
 
-// blockHash identifies a block's contents.
-type blockHash [16]byte
+// blockHash identifies a block's contents, in this process: its two halves are hashes
+// that nobody can foresee. That a payload gives the right blocks is proved in the end.
+type blockHash [2]uint64
 
-var zeroHash = hashOf(make([]byte, blockSize))
+var (
+	seeds    = [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()}
+	zeroHash = hashOf(make([]byte, blockSize))
+)
 
 func hashOf(block []byte) blockHash {
-	sum := sha256.Sum256(block)
-	return blockHash(sum[:])
+	return blockHash{maphash.Bytes(seeds[0], block), maphash.Bytes(seeds[1], block)}
 }
 
-func planPartition(ctx context.Context, o *Options, part Partition) (*PartitionPlan, error) {
-	p := &planner{o: o, part: part}
-	pp := &PartitionPlan{Name: part.Name, NewSize: part.New.Size}
-	var err error
-	if p.new, pp.NewHash, err = readHashes(ctx, part.New, o.Workers); err != nil {
-		return nil, fmt.Errorf("new image: %w", err)
+func planPartition(ctx context.Context, o *Options, part Partition, report *progress) (*PartitionPlan, error) {
+	newer, old, err := o.scan(ctx, part, report)
+	if err != nil {
+		return nil, err
 	}
+	p := &planner{o: o, part: part, new: newer.blocks, old: old.blocks}
+	pp := &PartitionPlan{Name: part.Name, NewSize: part.New.Size, NewHash: newer.hash}
 	if part.Old != nil {
-		pp.OldSize = part.Old.Size
-		if p.old, pp.OldHash, err = readHashes(ctx, *part.Old, o.Workers); err != nil {
-			return nil, fmt.Errorf("old image: %w", err)
-		}
+		pp.OldSize, pp.OldHash = part.Old.Size, old.hash
 	}
 	p.classify()
 	if part.Old != nil {
@@ -169,49 +194,45 @@ func planPartition(ctx context.Context, o *Options, part Partition) (*PartitionP
 	return pp, nil
 }
 
-// readHashes hashes each block of an image, and the whole.
-func readHashes(ctx context.Context, img cow.Image, workers int) (blocks []blockHash, whole string, err error) {
-	const piece = 256
-	blocks = make([]blockHash, img.Size/blockSize)
+// scanned is what has been found out about an image.
+type scanned struct {
+	blocks []blockHash
+	hash   string // of the whole, SHA-256
+}
+
+// scan reads the images of a partition, both at a time if there are workers.
+func (o *Options) scan(ctx context.Context, part Partition, report *progress) (newer, old scanned, err error) {
 	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(workers + 1)
-	g.Go(func() error {
-		h := sha256.New()
-		if _, err := io.Copy(h, &stopping{ctx, io.NewSectionReader(img.R, 0, img.Size)}); err != nil {
+	g.SetLimit(o.Workers)
+	g.Go(func() error { return newer.read(ctx, "new", part.New, report) })
+	if part.Old != nil {
+		g.Go(func() error { return old.read(ctx, "old", *part.Old, report) })
+	}
+	return newer, old, g.Wait()
+}
+
+// read hashes each block and the whole, in one go.
+func (s *scanned) read(ctx context.Context, what string, img cow.Image, report *progress) error {
+	const piece = 64
+	s.blocks = make([]blockHash, 0, img.Size/blockSize)
+	whole := sha256.New()
+	b := make([]byte, piece*blockSize)
+	for off := int64(0); off < img.Size; off += int64(len(b)) {
+		if err := ctx.Err(); err != nil {
 			return err
 		}
-		whole = hex.EncodeToString(h.Sum(nil))
-		return nil
-	})
-	for first := 0; first < len(blocks); first += piece {
-		g.Go(func() error {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			some := blocks[first:min(first+piece, len(blocks))]
-			b, err := readRanges(img, []Range{{uint64(first), uint64(len(some))}})
-			for i := range some {
-				if err == nil {
-					some[i] = hashOf(b[i*blockSize:][:blockSize])
-				}
-			}
-			return err
-		})
+		b = b[:min(int64(len(b)), img.Size-off)]
+		if k, err := img.R.ReadAt(b, off); k < len(b) {
+			return fmt.Errorf("%s image: read %d bytes at %d: %w", what, len(b), off, err)
+		}
+		whole.Write(b)
+		for i := 0; i < len(b); i += blockSize {
+			s.blocks = append(s.blocks, hashOf(b[i:i+blockSize]))
+		}
+		report.add(int64(len(b)))
 	}
-	return blocks, whole, g.Wait()
-}
-
-// stopping ends with its context.
-type stopping struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (s *stopping) Read(p []byte) (int, error) {
-	if err := s.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return s.r.Read(p)
+	s.hash = hex.EncodeToString(whole.Sum(nil))
+	return nil
 }
 
 // readRanges reads blocks, one range behind the other.
@@ -444,7 +465,14 @@ func (p *planner) likely(first, end int) (src []Range) {
 }
 
 // identify gives items their IDs.
-func (p *Plan) identify(ctx context.Context) error {
+func (p *Plan) identify(ctx context.Context, report *progress) error {
+	total := int64(0)
+	for i := range p.Partitions {
+		for j := range p.Partitions[i].Items {
+			total += p.Partitions[i].Items[j].reads()
+		}
+	}
+	report.next(Naming, total)
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(p.o.Workers)
 	for i := range p.Partitions {
@@ -455,7 +483,7 @@ func (p *Plan) identify(ctx context.Context) error {
 			}
 			g.Go(func() (err error) {
 				if err = ctx.Err(); err == nil {
-					it.ID, err = p.o.id(p.o.Partitions[i], it)
+					it.ID, it.srcHash, err = p.o.id(p.o.Partitions[i], it, report)
 				}
 				return err
 			})
@@ -464,23 +492,28 @@ func (p *Plan) identify(ctx context.Context) error {
 	return g.Wait()
 }
 
-// id hashes what an item's result depends on. The blocks' numbers are not among that.
-func (o *Options) id(part Partition, it *Item) (string, error) {
+// id hashes what an item's result depends on, and its source by itself. The blocks'
+// numbers are not among that.
+func (o *Options) id(part Partition, it *Item, report *progress) (id string, src []byte, err error) {
 	h := sha256.New()
 	fmt.Fprintf(h, "cowbird payload item %d\n%s\n%s %s\n", planFormat, o.settings(), it.Kind, extension(it.Name))
-	for _, x := range []struct {
-		img    *cow.Image
-		ranges []Range
-	}{{&part.New, it.Dst}, {&part.New, it.File}, {part.Old, it.Src}} {
-		fmt.Fprintf(h, "%d blocks\n", count(x.ranges))
-		for _, r := range x.ranges {
-			if _, err := io.Copy(h, io.NewSectionReader(x.img.R, int64(r.Start)*blockSize, int64(r.Count)*blockSize)); err != nil {
-				return "", err
-			}
+	dst, err := hashRanges(part.New, it.Dst, report)
+	if err != nil {
+		return "", nil, fmt.Errorf("new image: %w", err)
+	}
+	file := dst
+	if !slices.Equal(it.File, it.Dst) {
+		if file, err = hashRanges(part.New, it.File, report); err != nil {
+			return "", nil, fmt.Errorf("new image: %w", err)
 		}
 	}
-	fmt.Fprintf(h, "%v\n", it.shape())
-	return hex.EncodeToString(h.Sum(nil)), nil
+	if it.Kind == Diff {
+		if src, err = hashRanges(*part.Old, it.Src, report); err != nil {
+			return "", nil, fmt.Errorf("old image: %w", err)
+		}
+	}
+	fmt.Fprintf(h, "%x %x %x\n%v\n", dst, file, src, it.shape())
+	return hex.EncodeToString(h.Sum(nil)), src, nil
 }
 
 // extension is what of a name counts.

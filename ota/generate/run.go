@@ -3,12 +3,9 @@ package generate
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"fmt"
 	"path"
 	"strings"
-
-	"github.com/klauspost/compress/zstd"
 
 	"cowbird/formats/bsdiff"
 	"cowbird/formats/payload/pb"
@@ -42,7 +39,11 @@ func (p *Plan) Run(ctx context.Context, partition int, it *Item) (*Result, error
 		return nil, fmt.Errorf("new image: %w", err)
 	}
 	if it.Kind == Full {
-		e, err := p.o.replace(r.target)
+		quick, err := quickSize(r.target)
+		if err != nil {
+			return nil, err
+		}
+		e, err := p.o.replace(r.target, quick)
 		return &Result{Type: e.kind, Blob: e.blob}, err
 	}
 	if r.source, err = readRanges(*part.Old, it.Src); err != nil {
@@ -100,20 +101,34 @@ func (r *making) diff(ctx context.Context) (*Result, error) {
 	if full != nil && len(full.blob) <= len(best.blob)+r.price() {
 		return &Result{Type: full.kind, Blob: full.blob}, nil
 	}
-	hash := sha256.Sum256(r.source)
-	out := &Result{Type: best.kind, Blob: best.blob, SrcHash: hash[:]}
+	hash := r.it.srcHash
+	if hash == nil { // the plan has been a file
+		hash = sum(r.source)
+	}
+	out := &Result{Type: best.kind, Blob: best.blob, SrcHash: hash}
 	out.Xors, err = r.xors(patch)
 	return out, err
 }
 
-// full is the data without a source, unless a quick look says that they must be much
-// larger than a diff.
+// littleLeft is how many times smaller than the data a diff is, so that nobody need look
+// whether they are even smaller without a source.
+const littleLeft = 16
+
+// full is the data without a source, unless a quick look says that they are not likely to
+// be smaller than a diff: hardly ever are they smaller by a quarter than what zstd makes
+// of them in no time.
 func (r *making) full(diff int) (*encoding, error) {
-	quick, err := packZstd(r.target, zstd.SpeedFastest)
-	if err != nil || r.o.Effort != Max && len(quick)/2 > diff+r.price() {
+	if r.o.Effort == Fast {
+		return &encoding{pb.InstallOperation_REPLACE, r.target}, nil
+	}
+	if r.o.Effort != Max && diff*littleLeft < len(r.target) {
+		return nil, nil
+	}
+	quick, err := quickSize(r.target)
+	if err != nil || r.o.Effort != Max && quick/4*3 > diff+r.price() {
 		return nil, err
 	}
-	e, err := r.o.replace(r.target)
+	e, err := r.o.replace(r.target, quick)
 	return &e, err
 }
 
@@ -124,17 +139,19 @@ func (r *making) bsdiffType() opType {
 	return pb.InstallOperation_SOURCE_BSDIFF
 }
 
-// quickFrom is the length, in bytes, above which brotli's best takes too long.
-const quickFrom = 4 << 20
+// Qualities of brotli: the best one takes thirty times as long, for a tenth less.
+const (
+	quickQuality = 5
+	bestQuality  = 11
+)
 
 func (r *making) bsdiffOptions() bsdiff.Options {
 	o := bsdiff.Options{Legacy: r.o.Minor < 4}
 	switch r.o.Effort {
-	case Fast:
-		o.BrotliQuality = 5
-	case Default:
-		if len(r.target) > quickFrom {
-			o.BrotliQuality = 9
+	case Fast, Default:
+		o.BrotliQuality, o.Quick = quickQuality, true
+		if !o.Legacy {
+			o.Algorithms = []bsdiff.Algorithm{bsdiff.Brotli}
 		}
 	}
 	return o
@@ -197,21 +214,42 @@ func (r *making) remaining(all []puffin.BitExtent) (left []puffin.BitExtent) {
 // times as much.
 const largestProgram = 24 << 20
 
+const (
+	// worthPrograms is how long a diff is, in bytes, before it is tried to make it shorter
+	// by knowing programs.
+	worthPrograms = 1024
+	// otherPrograms is what part of a program a diff is that has other code, and not just
+	// other addresses: knowing programs saves little there.
+	otherPrograms = 8
+)
+
 var elf = []byte("\x7fELF")
 
 func (r *making) zucchini(best *encoding) error {
 	if !bytes.HasPrefix(r.source, elf) || !bytes.HasPrefix(r.target, elf) || len(r.source)+len(r.target) > 2*largestProgram {
 		return nil
 	}
-	p, err := zucchini.Create(r.source, r.target)
-	if err != nil {
-		return err
+	if n := len(best.blob); r.o.Effort != Max && (n < worthPrograms || n > len(r.target)/otherPrograms) {
+		return nil
 	}
-	blob, err := zucchini.Pack(p.AppendTo(nil))
+	blob, err := r.programs(r.source, r.target)
 	if err == nil {
 		best.smaller(pb.InstallOperation_ZUCCHINI, blob)
 	}
 	return err
+}
+
+// programs is a zucchini patch, as payloads have it.
+func (r *making) programs(source, target []byte) ([]byte, error) {
+	p, err := zucchini.Create(source, target)
+	if err != nil {
+		return nil, err
+	}
+	quality := quickQuality
+	if r.o.Effort == Max {
+		quality = bestQuality
+	}
+	return zucchini.Pack(p.AppendTo(nil), quality)
 }
 
 // worthXor is how many bytes of a block may differ from the source, so that the

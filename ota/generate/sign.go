@@ -110,7 +110,9 @@ func (p *Payload) Write(w io.Writer, signers []Signer) (*Written, error) {
 	t.hashes = t.hashes[:1]
 	t.sign(signers, out.MetadataDigest)
 	t.hashes = []hash.Hash{whole, signed}
-	t.copy(io.NewSectionReader(p.blobs, 0, p.size))
+	report := begin(p.onProgress, Writing, p.size)
+	t.copy(counted{io.NewSectionReader(p.blobs, 0, p.size), report})
+	report.end()
 	t.hashes = t.hashes[:1]
 	out.PayloadDigest = [sha256.Size]byte(signed.Sum(nil))
 	t.sign(signers, out.PayloadDigest)

@@ -12,9 +12,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
-
-	"cowbird/cow"
-	"cowbird/formats/cowfile"
 )
 
 // Task is an item that is to be run.
@@ -23,12 +20,12 @@ type Task struct {
 	Item      *Item
 }
 
-// need is about what a task holds, in bytes: a suffix array and some copies.
+// need is about what a task holds, in bytes: a suffix array or tables, and some copies.
 func (t *Task) need() int64 {
 	src, dst := int64(count(t.Item.Src))*blockSize, t.Item.bytes()
-	n := 12*src + 6*dst + 32<<20
+	n := 12*src + 12*dst + 32<<20
 	if t.Item.packed() {
-		n = src + dst + 12*max(src, t.Item.Old.length()) + 6*max(dst, t.Item.New.length()) + 32<<20
+		n = src + dst + 12*max(src, t.Item.Old.length()) + 12*max(dst, t.Item.New.length()) + 32<<20
 	}
 	return n
 }
@@ -79,34 +76,24 @@ func (s *store) result(_ context.Context, _ int, it *Item) (*Result, error) {
 // runAll runs each item once, as many at a time as there are workers and as memory
 // allows.
 func (p *Plan) runAll(parent context.Context, s *store) error {
-	var mu sync.Mutex // for progress
-	done, total := int64(0), int64(0)
+	total := int64(0)
 	for _, part := range p.Partitions {
 		total += part.NewSize
-		done += part.NewSize
 	}
 	work := p.Work()
+	done := total
 	for _, t := range work {
 		done -= t.Item.bytes()
 	}
-	report := func(n int64) {
-		if done += n; p.o.OnProgress != nil {
-			p.o.OnProgress(done, total)
-		}
-	}
-	report(0)
-	return p.each(parent, work, func(ctx context.Context, t Task) error {
+	report := begin(p.o.OnProgress, Comparing, total)
+	defer report.end()
+	report.add(done)
+	return p.each(parent, work, report, func(ctx context.Context, t Task) error {
 		r, err := p.Run(ctx, t.Partition, t.Item)
-		if err == nil {
-			err = s.add(t.Item.ID, r)
-		}
 		if err != nil {
 			return err
 		}
-		mu.Lock()
-		defer mu.Unlock()
-		report(t.Item.bytes())
-		return nil
+		return s.add(t.Item.ID, r)
 	})
 }
 
@@ -114,7 +101,13 @@ func (p *Plan) runAll(parent context.Context, s *store) error {
 // memory allows, except for those that are made, and saves what comes out. Both functions
 // may be called concurrently.
 func (p *Plan) RunTasks(ctx context.Context, tasks []Task, save func(Task, []byte) error, made func(Task) bool) error {
-	return p.each(ctx, tasks, func(ctx context.Context, t Task) error {
+	total := int64(0)
+	for _, t := range tasks {
+		total += t.Item.bytes()
+	}
+	report := begin(p.o.OnProgress, Comparing, total)
+	defer report.end()
+	return p.each(ctx, tasks, report, func(ctx context.Context, t Task) error {
 		if made(t) {
 			return nil
 		}
@@ -126,7 +119,7 @@ func (p *Plan) RunTasks(ctx context.Context, tasks []Task, save func(Task, []byt
 	})
 }
 
-func (p *Plan) each(parent context.Context, tasks []Task, do func(context.Context, Task) error) error {
+func (p *Plan) each(parent context.Context, tasks []Task, report *progress, do func(context.Context, Task) error) error {
 	room := semaphore.NewWeighted(p.o.Memory)
 	g, ctx := errgroup.WithContext(parent)
 	g.SetLimit(p.o.Workers)
@@ -140,6 +133,7 @@ func (p *Plan) each(parent context.Context, tasks []Task, do func(context.Contex
 			if err := do(ctx, t); err != nil {
 				return fmt.Errorf("partition %s, item %.12s: %w", p.Partitions[t.Partition].Name, t.Item.ID, err)
 			}
+			report.add(t.Item.bytes())
 			return nil
 		})
 	}
@@ -179,17 +173,6 @@ func (r *Result) Append(b []byte, it *Item) ([]byte, error) {
 	}
 	b = binary.BigEndian.AppendUint32(b, uint32(len(h)))
 	return append(append(b, h...), r.Blob...), nil
-}
-
-// contents is what a COW takes.
-type contents struct{ size, ops uint64 }
-
-func contentsOf(d *cow.FileDevice) (contents, error) {
-	f, err := cowfile.Open(d, d.Size(), nil)
-	if err != nil {
-		return contents{}, err
-	}
-	return contents{uint64(d.Size()), uint64(f.NumOps())}, nil
 }
 
 func sum(b []byte) []byte {

@@ -1,15 +1,21 @@
 package main
 
 import (
+	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"time"
+
+	"cowbird/cow/filemap"
+	"cowbird/formats/payload"
 )
 
 // generate makes the pair's delta payload, and compares its size with that of patches of
-// the whole image.
+// the whole image, and a full one.
 func (b *bench) generate() error {
 	old, next := b.path("v1"), b.path("v2")
 	err := errors.Join(os.MkdirAll(old, 0o755), os.MkdirAll(next, 0o755))
@@ -47,7 +53,7 @@ func (b *bench) generate() error {
 			return err
 		}
 	}
-	return nil
+	return b.fullPayload(next)
 }
 
 // wholePatch is a patch of the whole image by another tool.
@@ -60,8 +66,7 @@ type wholePatch struct {
 
 func (b *bench) payload(old, next, effort string, patches []wholePatch) error {
 	out := b.path("delta.bin")
-	args := twoCores(b.tool("cowtool"), "payload", "create", "-q", "--effort", effort, "--group", "main:1G:system", "--vabc", "zstd", "-o", out, "--old", old, next)
-	took, err := seconds(args[0], args[1:]...)
+	made, err := b.makePayload("--effort", effort, "--group", "main:1G:system", "--vabc", "zstd", "-o", out, "--old", old, next)
 	if err != nil {
 		return err
 	}
@@ -69,14 +74,153 @@ func (b *bench) payload(old, next, effort string, patches []wholePatch) error {
 	if err != nil {
 		return err
 	}
+	changed, err := changedFiles(out, b.target)
+	if err != nil {
+		return err
+	}
 	what := fmt.Sprintf("delta payload of the image pair, `--effort %s`", effort)
-	b.table.info(what+", time", fmt.Sprintf("%.0f s, %.0f s a GiB of image", took, took/(float64(b.size)/(1<<30))), "", "")
+	gib := float64(changed.bytes) / (1 << 30)
+	b.table.info(what+", time", fmt.Sprintf("%.1f s; %.1f s of processor", made.wall, made.cpu), "", "")
+	perGiB := fmt.Sprintf("payload generation, `--effort %s`, seconds a GiB of changed files (%d files of %.1f MB)", effort, changed.files, float64(changed.bytes)/1e6)
+	if effort == "default" {
+		b.table.value(perGiB, made.wall/gib, "", atMost(60, "s"))
+		b.table.value(perGiB+", if two cores were busy with nothing else", made.cpu/2/gib, "", atMost(60, "s"))
+		b.table.value("payload generation, longest silence of its progress", made.silence, "", atMost(2, "s"))
+	} else {
+		b.table.info(perGiB, fmt.Sprintf("%.0f s", made.wall/gib), "", "")
+	}
 	for _, p := range patches {
 		if p.mb > 0 {
 			b.table.ratio(what+", against `"+p.name+"` of the whole image", fmt.Sprintf("%.2f MB", mb), fmt.Sprintf("%.2f MB", p.mb), mb/p.mb, atMost(p.most, "×"))
 		}
 	}
 	return nil
+}
+
+// fullPayload makes the payload of the target alone, beside xz of pieces as long as its
+// operations.
+func (b *bench) fullPayload(next string) error {
+	out, packed := b.path("full.bin"), b.path("full.xz")
+	made, err := b.makePayload("-o", out, next)
+	if err != nil {
+		return err
+	}
+	args := twoCores("sh", "-c", "xz -6 -T2 --block-size=2MiB -c \"$1\" > \"$2\"", "sh", b.target, packed)
+	took, err := seconds(args[0], args[1:]...)
+	if err != nil {
+		return err
+	}
+	ours, err := megabytes(out)
+	if err != nil {
+		return err
+	}
+	theirs, err := megabytes(packed)
+	if err != nil {
+		return err
+	}
+	b.table.info("full payload of the target, against `xz -6 -T2 --block-size=2MiB`, size", fmt.Sprintf("%.2f MB", ours), fmt.Sprintf("%.2f MB", theirs), fmt.Sprintf("%.2f", ours/theirs))
+	b.table.info("full payload of the target, against the same, time", fmt.Sprintf("%.1f s", made.wall), fmt.Sprintf("%.1f s", took), fmt.Sprintf("%.2f", made.wall/took))
+	return nil
+}
+
+// making is what the making of a payload has taken, in seconds.
+type making struct{ wall, cpu, silence float64 }
+
+// makePayload makes a payload and watches its progress.
+func (b *bench) makePayload(args ...string) (m making, err error) {
+	args = append(twoCores(b.tool("cowtool"), "payload", "create", "--json"), args...)
+	cmd := exec.Command(args[0], args[1:]...)
+	var errs bytes.Buffer
+	cmd.Stderr = &errs
+	lines, err := cmd.StdoutPipe()
+	if err != nil {
+		return m, err
+	}
+	start := time.Now()
+	if err := cmd.Start(); err != nil {
+		return m, err
+	}
+	last := start
+	heard := func() {
+		m.silence = max(m.silence, time.Since(last).Seconds())
+		last = time.Now()
+	}
+	for s := bufio.NewScanner(lines); s.Scan(); {
+		heard()
+	}
+	heard()
+	err = cmd.Wait()
+	if m.wall = time.Since(start).Seconds(); err != nil {
+		return m, fmt.Errorf("cowtool payload create: %w: %s", err, lastLine(errs.String()))
+	}
+	m.cpu = (cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()).Seconds()
+	return m, nil
+}
+
+// changes are files of which at least one block is not in the old image.
+type changes struct {
+	files int
+	bytes int64 // of all their blocks
+}
+
+// changedFiles finds the files of an image for which a payload has data.
+func changedFiles(delta, image string) (c changes, err error) {
+	f, err := os.Open(delta)
+	if err != nil {
+		return c, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return c, err
+	}
+	m, err := payload.Read(f, info.Size(), payload.Limits{})
+	if err != nil {
+		return c, err
+	}
+	sent := map[int64]bool{}
+	for _, op := range m.Manifest.GetPartitions()[0].GetOperations() {
+		if !payload.HasBlob(op.GetType()) {
+			continue
+		}
+		for _, e := range op.GetDstExtents() {
+			for k := range e.GetNumBlocks() {
+				sent[int64(e.GetStartBlock()+k)] = true
+			}
+		}
+	}
+	img, err := os.Open(image)
+	if err != nil {
+		return c, err
+	}
+	defer img.Close()
+	if info, err = img.Stat(); err != nil {
+		return c, err
+	}
+	listing, err := filemap.Files(img, info.Size())
+	if err != nil {
+		return c, err
+	}
+	for _, file := range listing.Files {
+		c.add(file, sent)
+	}
+	return c, nil
+}
+
+func (c *changes) add(file filemap.File, sent map[int64]bool) {
+	const block = 4096
+	blocks, changed := int64(0), false
+	for _, e := range file.Extents {
+		n := (e.Stored + block - 1) / block
+		blocks += n
+		for k := range n {
+			changed = changed || sent[e.Physical/block+k]
+		}
+	}
+	if changed {
+		c.files++
+		c.bytes += blocks * block
+	}
 }
 
 func megabytes(path string) (float64, error) {

@@ -27,7 +27,7 @@ func (o Output) Emit(v any) error {
 // reportEvery is the least time between two lines or drawings of progress.
 const reportEvery = 200 * time.Millisecond
 
-// Meter shows the progress of one long step. Its methods are safe for
+// Meter shows the progress of a long step, or of several in turn. Its methods are safe for
 // concurrent use.
 type Meter struct {
 	out  Output
@@ -94,6 +94,20 @@ func (m *Meter) Describe(step string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.bar != nil {
+		m.bar.Describe(step)
+	}
+}
+
+// Step begins another step, with its name.
+func (m *Meter) Step(step string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.step == step {
+		return
+	}
+	m.step, m.last = step, time.Time{}
+	if m.bar != nil {
+		m.bar.Reset()
 		m.bar.Describe(step)
 	}
 }
