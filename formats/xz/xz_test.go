@@ -26,7 +26,7 @@ func samples(t testing.TB) map[string][]byte {
 	}
 	return map[string][]byte{"nothing": nil, "a byte": {7}, "two": {7, 7}, "few": []byte("abcabcabc"), "zeros": make([]byte, 3<<20), "noise": noise,
 		"text": text, "mixed": mixed, "noise in text": append(append(bytes.Clone(text), noise...), mixed...), "noise first": append(bytes.Clone(noise), text...),
-		"program": program[:min(len(program), 3<<20)]}
+		"program": program[:min(len(program), 1<<20)]}
 }
 
 func TestRoundTrip(t *testing.T) {
