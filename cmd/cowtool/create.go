@@ -47,8 +47,8 @@ bytes: the difference to 4 KiB of the base from any byte on. How hard it looks:
                     contents, at any byte; a run of blocks is stored as it is
                     where that is smaller
   --effort max      four times as many sources tried; each unit compressed with
-                    several levels unless one is given; units of 256K unless
-                    --unit says otherwise
+                    several levels unless one is given; units of 256K and a
+                    scratch area of 1M unless --unit and --scratch say otherwise
 
 --explain tells what the bytes are for, by cause and by file, and what a merge
 will read, write and need.
@@ -107,7 +107,7 @@ func (o *create) options() (cow.BuildOptions, error) {
 	if err := checkWorkers(o.workers); err != nil {
 		return b, err
 	}
-	return b, setEffort(&b, f, o.effort, o.form.given("unit"))
+	return b, setEffort(&b, f, o.effort, o.form.given)
 }
 
 func (o *create) run(ctx context.Context, out cli.Output, base, target string) error {

@@ -20,11 +20,16 @@ func effortFlag(cmd *cobra.Command, effort *string) {
 	values(cmd, "effort", efforts...)
 }
 
-// maxUnit is the unit of the most effort, where none is given.
-const maxUnit = cowfile.MaxUnit
+const (
+	// maxUnit is the unit of the most effort, where none is given.
+	maxUnit = cowfile.MaxUnit
+	// maxScratch is its scratch area: half the usual one, which costs a few more syncs
+	// where moves overlap.
+	maxScratch = cowfile.DefaultScratch / 2
+)
 
-// setEffort sets what an effort means.
-func setEffort(b *cow.BuildOptions, f parsedForm, effort string, unitGiven bool) error {
+// setEffort sets what an effort means, as far as given does not say that a flag does.
+func setEffort(b *cow.BuildOptions, f parsedForm, effort string, given func(flag string) bool) error {
 	if !slices.Contains(efforts, effort) {
 		return cli.Usagef("--effort: expected fast, default or max, found %q", effort)
 	}
@@ -39,8 +44,11 @@ func setEffort(b *cow.BuildOptions, f parsedForm, effort string, unitGiven bool)
 		b.Effort = cow.EffortFast
 	case "max":
 		b.Effort = cow.EffortMax
-		if !unitGiven && f.version == 3 {
+		if !given("unit") && f.version == 3 {
 			b.MaxUnit = maxUnit
+		}
+		if !given("scratch") {
+			b.ScratchSize = maxScratch
 		}
 		if !f.levelGiven {
 			b.NewCompressor = func() (func(dst, unit []byte) ([]byte, error), error) { return smallest(f.compression, b.MaxUnit) }

@@ -27,15 +27,19 @@ func shifted() (base, target []byte) {
 func TestEffort(t *testing.T) {
 	base, target := shifted()
 	sizes := map[string]int64{}
+	nothing := func(string) bool { return false }
 	for _, effort := range efforts {
-		f, err := (&form{compression: "zstd", format: "v3", unit: 64 << 10, given: func(string) bool { return false }}).parse()
+		f, err := (&form{compression: "zstd", format: "v3", unit: 64 << 10, given: nothing}).parse()
 		if err != nil {
 			t.Fatal(err)
 		}
 		b := cow.BuildOptions{Version: f.version, Compression: f.compression, MaxUnit: f.unit,
 			Base: cow.Image{R: bytes.NewReader(base), Size: int64(len(base))}, Target: cow.Image{R: bytes.NewReader(target), Size: int64(len(target))}}
-		if err := setEffort(&b, f, effort, false); err != nil {
+		if err := setEffort(&b, f, effort, nothing); err != nil {
 			t.Fatal(err)
+		}
+		if want := map[string]uint32{"max": maxScratch}[effort]; b.ScratchSize != want {
+			t.Errorf("%s: expected a scratch area of %d bytes, found %d", effort, want, b.ScratchSize)
 		}
 		x := newExplainer(useFiles(&b), b.MaxUnit)
 		b.OnOp = x.op
@@ -59,7 +63,7 @@ func TestEffort(t *testing.T) {
 	if fast, most := sizes["fast"], sizes["max"]; sizes["default"] > fast-300<<10 || most > sizes["default"] {
 		t.Errorf("expected much less with more effort, found %v", sizes)
 	}
-	if err := setEffort(&cow.BuildOptions{}, parsedForm{}, "most", false); err == nil {
+	if err := setEffort(&cow.BuildOptions{}, parsedForm{}, "most", nothing); err == nil {
 		t.Error("effort most: expected an error, found none")
 	}
 }
