@@ -12,7 +12,7 @@ import (
 )
 
 func samples(t testing.TB) map[string][]byte {
-	noise := make([]byte, 300<<10)
+	noise := make([]byte, 150<<10)
 	rand.NewChaCha8([32]byte{}).Read(noise)
 	text := bytes.Repeat([]byte("what is coded as a match, and what as a repeat? "), 3000)
 	mixed := bytes.Clone(text)
@@ -26,7 +26,7 @@ func samples(t testing.TB) map[string][]byte {
 	}
 	return map[string][]byte{"nothing": nil, "a byte": {7}, "two": {7, 7}, "few": []byte("abcabcabc"), "zeros": make([]byte, 3<<20), "noise": noise,
 		"text": text, "mixed": mixed, "noise in text": append(append(bytes.Clone(text), noise...), mixed...), "noise first": append(bytes.Clone(noise), text...),
-		"program": program[:min(len(program), 1<<20)]}
+		"program": program[:min(len(program), 400<<10)]}
 }
 
 func TestRoundTrip(t *testing.T) {
@@ -52,7 +52,7 @@ func TestRoundTrip(t *testing.T) {
 	}
 }
 
-// Debian's xz takes them, and is not much better: with -6 by 5 % of the best, and 10 %
+// Debian's xz takes them, and is not much better: with -6 by 5 % of the best, and 15 %
 // of the fast.
 func TestTool(t *testing.T) {
 	if _, err := exec.LookPath("xz"); err != nil {
@@ -78,7 +78,7 @@ func TestTool(t *testing.T) {
 				t.Fatal(err)
 			}
 			t.Logf("%s, level %d: %d bytes, xz -6 makes %d", name, level, len(out), len(theirs))
-			if most := len(theirs)*map[Level]int{Fast: 110, Best: 105}[level]/100 + 200; len(out) > most {
+			if most := len(theirs)*map[Level]int{Fast: 115, Best: 105}[level]/100 + 200; len(out) > most {
 				t.Errorf("%s, level %d: expected at most %d bytes, found %d", name, level, most, len(out))
 			}
 		}
