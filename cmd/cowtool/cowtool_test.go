@@ -331,6 +331,10 @@ func TestMap(t *testing.T) {
 		}
 	}
 	b.run("map --size 1T -o @large.png @cow")
+	b.run("map --cost -o @cost.svg @cow")
+	if cost := string(b.read("cost.svg")); cost == svg || !strings.Contains(cost, "bytes of the COW") {
+		t.Error("expected another picture that tells of bytes")
+	}
 }
 
 func TestPictureCounts(t *testing.T) {
@@ -341,13 +345,28 @@ func TestPictureCounts(t *testing.T) {
 			t.Errorf("%d blocks: expected %v, found %d to a cell, %d cells, %d by %d", blocks, want, p.perCell, len(p.cells), p.columns, p.rows())
 		}
 	}
-	few := cell{unchanged: 7, copied: 1}
-	if c := few.colour(); c == kindColours[unchanged] || c == kindColours[copied] {
-		t.Errorf("one changed block of eight: expected a shade, found %v", c)
+	var p picture
+	p.cells = []cell{
+		{blocks: [kinds]int64{unchanged: 7, copied: 1}},
+		{blocks: [kinds]int64{copied: 2, replaced: 3, xored: 1}, stored: [kinds]int64{replaced: 100, xored: 200}},
+		{blocks: [kinds]int64{copied: 6}},
 	}
-	mixed := cell{copied: 2, replaced: 3}
-	if c := mixed.colour(); c != kindColours[replaced] {
-		t.Errorf("expected the colour of replace, found %v", c)
+	if c := p.colour(0); c == kindColours[unchanged] || c == kindColours[copied] {
+		t.Errorf("a cell with few copies: expected a colour in between, found %v", c)
+	}
+	if c := p.colour(1); c != kindColours[replaced] {
+		t.Errorf("a cell of all kinds: expected that of most blocks, found %v", c)
+	}
+	p.cost = true
+	if c, xor := p.colour(1), kindColours[xored]; c == xor || c != mix(kindColours[unchanged], xor, 30) {
+		t.Errorf("what costs little: expected a pale colour of what costs most, found %v", c)
+	}
+	if c := p.colour(2); c != kindColours[unchanged] {
+		t.Errorf("what costs nothing: expected no colour, found %v", c)
+	}
+	p.cells[1].stored[xored] = 6 * 4096
+	if c := p.colour(1); c != kindColours[xored] {
+		t.Errorf("what costs all: expected the full colour, found %v", c)
 	}
 }
 

@@ -19,6 +19,7 @@ type mapOptions struct {
 	out    string
 	base   string
 	size   cli.Size
+	cost   bool
 }
 
 func mapCommand(c *common) *cobra.Command {
@@ -32,10 +33,15 @@ its changed blocks have, the paler the fewer they are; unchanged blocks are grey
 The picture is a PNG or an SVG, by the name of the file. The same COW gives the
 same picture.
 
+With --cost the colour tells instead what the blocks take of the COW: it is that of
+the kind of op with most bytes, the paler the fewer bytes there are; what costs
+nothing is grey. cowtool create --explain says which files that is.
+
 The partition ends with the last block that has an op, unless --base or --size
 says how large it is.`,
 		Example: `  cowtool map -o update.png update.cow
-  cowtool map --base old.img -o update.svg update.cow`,
+  cowtool map --base old.img -o update.svg update.cow
+  cowtool map --cost -o update.svg update.cow`,
 		Args:              cli.Args("COW"),
 		ValidArgsFunction: fileArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -45,6 +51,7 @@ says how large it is.`,
 	outFlag(cmd, &o.out, "the picture to write: FILE.png or FILE.svg")
 	_ = cmd.MarkFlagFilename("output", "png", "svg")
 	baseFlag(cmd, &o.base, "the partition, for its size")
+	cmd.Flags().BoolVar(&o.cost, "cost", false, "show what takes bytes of the COW")
 	cmd.Flags().Var(&o.size, "size", "size of the partition")
 	return cmd
 }
@@ -104,5 +111,5 @@ func (o *mapOptions) load(cowPath string) (*picture, error) {
 	if o.base != "" && size == 0 {
 		size = inputs[1].Size()
 	}
-	return newPicture(filepath.Base(cowPath), f, size), nil
+	return newPicture(filepath.Base(cowPath), f, size, o.cost), nil
 }

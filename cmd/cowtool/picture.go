@@ -52,22 +52,23 @@ type picture struct {
 	columns         int
 	cells           []cell
 	totals          [kinds]total
+	cost            bool // colours are about bytes in the COW, not about blocks
 }
 
-// cell counts the blocks of each kind in its range.
-type cell [kinds]int64
+// cell counts the blocks of each kind in its range, and their bytes in the COW.
+type cell struct{ blocks, stored [kinds]int64 }
 
 type total struct{ ops, blocks, stored int64 }
 
 // newPicture counts what f does to a partition of size bytes, or of as many
 // as f covers.
-func newPicture(name string, f *cowfile.File, size int64) *picture {
+func newPicture(name string, f *cowfile.File, size int64, cost bool) *picture {
 	c := f.Counts()
 	blocks := (size + cowfile.BlockSize - 1) / cowfile.BlockSize
 	if c.Ops() > 0 {
 		blocks = max(blocks, int64(c.LastBlock)+1)
 	}
-	p := &picture{blocks: max(blocks, 1)}
+	p := &picture{blocks: max(blocks, 1), cost: cost}
 	p.layOut()
 	for i := range f.NumOps() {
 		p.add(f.Op(i))
@@ -119,8 +120,11 @@ func (p *picture) add(o cowfile.Op) {
 	p.totals[k].ops++
 	p.totals[k].blocks += int64(o.Blocks())
 	p.totals[k].stored += int64(o.DataLength)
-	for i := range int64(o.Blocks()) {
-		p.cells[(int64(o.NewBlock)+i)/p.perCell][k]++
+	n, data := int64(o.Blocks()), int64(o.DataLength)
+	for i := range n {
+		c := &p.cells[(int64(o.NewBlock)+i)/p.perCell]
+		c.blocks[k]++
+		c.stored[k] += data*(i+1)/n - data*i/n
 	}
 }
 
@@ -129,34 +133,47 @@ func (p *picture) fillUp() {
 	left := p.blocks
 	for i := range p.cells {
 		c := &p.cells[i]
-		c[unchanged] = min(p.perCell, left) - c.changed()
+		c.blocks[unchanged] = min(p.perCell, left) - c.changed()
 		left -= p.perCell
-		p.totals[unchanged].blocks += c[unchanged]
+		p.totals[unchanged].blocks += c.blocks[unchanged]
 	}
 }
 
 func (c *cell) changed() (n int64) {
 	for k := copied; k < kinds; k++ {
-		n += c[k]
+		n += c.blocks[k]
 	}
 	return n
 }
 
-// colour is that of the kind that most of the changed blocks have. The paler it
-// is, the more of the cell is unchanged; but one changed block shows.
-func (c *cell) colour() color.NRGBA {
+// colour is that of the kind that most of the changed blocks have, or of the one that
+// takes most bytes of the COW. The paler it is, the more of the cell is unchanged, or
+// the fewer bytes it takes; but one changed block, or byte, shows.
+func (p *picture) colour(i int) color.NRGBA {
+	c := &p.cells[i]
+	counts, n, all := c.blocks, c.changed(), c.changed()+c.blocks[unchanged]
+	if p.cost {
+		counts, n, all = c.stored, c.bytes(), all*cowfile.BlockSize
+	}
 	best := unchanged
 	for k := copied; k < kinds; k++ {
-		if c[k] > 0 && (best == unchanged || c[k] > c[best]) {
+		if counts[k] > 0 && (best == unchanged || counts[k] > counts[best]) {
 			best = k
 		}
 	}
 	if best == unchanged {
 		return kindColours[unchanged]
 	}
-	n := c.changed()
 	const least = 30 // percent
-	return mix(kindColours[unchanged], kindColours[best], least+(100-least)*n/(n+c[unchanged]))
+	return mix(kindColours[unchanged], kindColours[best], least+(100-least)*min(n, all)/all)
+}
+
+// bytes are those of the COW that the cell takes.
+func (c *cell) bytes() (n int64) {
+	for _, stored := range c.stored {
+		n += stored
+	}
+	return n
 }
 
 // mix gives percent of b and the rest of a.

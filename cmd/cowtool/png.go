@@ -22,7 +22,7 @@ func drawPNG(w io.Writer, p *picture) error {
 	c.text(l.margin, l.titleNext, 2, p.subtitle, faint)
 	for i := range p.cells {
 		x, y := l.origin(p, i)
-		c.rect(x, y, l.cell-l.gap, l.cell-l.gap, p.cells[i].colour())
+		c.rect(x, y, l.cell-l.gap, l.cell-l.gap, p.colour(i))
 	}
 	c.legend(l, p)
 	return png.Encode(w, c.img)

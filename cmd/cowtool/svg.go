@@ -26,8 +26,8 @@ func drawSVG(w io.Writer, p *picture) error {
 // small, and says what each is.
 func svgCells(b *strings.Builder, l layout, p *picture) {
 	for i := 0; i < len(p.cells); {
-		colour, n := p.cells[i].colour(), 1
-		for i+n < len(p.cells) && (i+n)%p.columns != 0 && p.cells[i+n].colour() == colour {
+		colour, n := p.colour(i), 1
+		for i+n < len(p.cells) && (i+n)%p.columns != 0 && p.colour(i+n) == colour {
 			n++
 		}
 		x, y := l.origin(p, i)
@@ -42,15 +42,19 @@ func svgCells(b *strings.Builder, l layout, p *picture) {
 func describe(cells []cell) string {
 	var sum cell
 	for _, c := range cells {
-		for k, n := range c {
-			sum[k] += n
+		for k, n := range c.blocks {
+			sum.blocks[k] += n
+			sum.stored[k] += c.stored[k]
 		}
 	}
 	var parts []string
-	for k, n := range sum {
+	for k, n := range sum.blocks {
 		if n > 0 {
 			parts = append(parts, fmt.Sprintf("%d %s", n, kindNames[k]))
 		}
+	}
+	if n := sum.bytes(); n > 0 {
+		parts = append(parts, fmt.Sprintf("%d bytes of the COW", n))
 	}
 	return strings.Join(parts, ", ")
 }
