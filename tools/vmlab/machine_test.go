@@ -95,7 +95,8 @@ type machine struct {
 	super, metadata, misc, data *volatile.Disk
 	vbmeta                      [2]*volatile.Disk
 	server                      *volatile.Server
-	from                        int // the slot with old
+	loader                      *bootLoader // nil: a phone's
+	from                        int         // the slot with old
 	old, next                   *system
 	console                     string // of the last boot
 	bootCount, cutCount         int
@@ -184,6 +185,9 @@ var _ cow.Device = memoryDisk(nil)
 // choose is the boot loader; it counts the attempt, but for a recovery system.
 func (m *machine) choose(recovery bool) int {
 	m.t.Helper()
+	if m.loader != nil {
+		return m.loader.choose(m)
+	}
 	block := m.misc.Contents()
 	control, err := bootctl.ParseControl(block[bootctl.ControlOffset:])
 	if errors.Is(err, bootctl.ErrBlank) {

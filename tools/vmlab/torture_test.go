@@ -63,15 +63,16 @@ func TestDeviceExtents(t *testing.T) {
 		{to: w.make(0, 2, -1), version: 3, codec: "none", full: true},
 	} {
 		o.from = m.old
-		words := append(m.offer(o), "lab.flags=--downgrade")
+		const config = "lab.config=update-extents.json"
+		words := append(m.offer(o), "lab.flags=--downgrade", config)
 		m.boot(cut{flush: 40 + 10*i, loss: volatile.LoseSectors}, append(words, "lab.do=install,extents")...)
 		m.went(m.boot(cut{}, append(words, "lab.do=install,extents")...))
-		m.boot(cut{flush: 20 + 10*i, loss: volatile.LoseAll}, "lab.do=merge,extents")
+		m.boot(cut{flush: 20 + 10*i, loss: volatile.LoseAll}, config, "lab.do=merge,extents")
 		if images := lines(m.console, "images"); len(images) == 0 || !strings.Contains(images[0], "-cow-img.img") {
 			m.fatal("expected files of COWs, found %q", images)
 		}
-		m.isOver(m.boot(cut{}, "lab.do=merge,verify,extents"))
-		m.isOver(m.boot(cut{}, "lab.do=nothing,extents"))
+		m.isOver(m.boot(cut{}, config, "lab.do=merge,verify,extents"))
+		m.isOver(m.boot(cut{}, config, "lab.do=nothing,extents"))
 	}
 }
 

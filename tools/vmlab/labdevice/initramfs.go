@@ -173,8 +173,8 @@ func otactlOf(dir string, args ...string) *exec.Cmd {
 
 func mapPartitions(p *plan) error {
 	name := "update.json"
-	if p.do["extents"] {
-		name = extentsConfig
+	if p.config != "" {
+		name = p.config
 	}
 	cmd := otactlOf(labDir, "boot", "--config", filepath.Join(labDir, name), "--timeout", "30s", "--daemon", labDir+"/snapuserd", "--daemon-root", "/run/initramfs/cowbird")
 	var errs strings.Builder

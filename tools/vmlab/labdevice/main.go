@@ -71,6 +71,7 @@ type plan struct {
 	slot    string // androidboot.slot_suffix
 	from    string // the slot of the system that is to be left
 	payload string // a path on the HTTP server
+	config  string // a file in the folder, instead of the system's own
 	flags   []string
 	// do are words: install and merge are what they say; others change how.
 	do map[string]bool
@@ -86,7 +87,7 @@ func readPlan() (*plan, error) {
 		key, value, _ := strings.Cut(w, "=")
 		words[key] = value
 	}
-	p := &plan{folder: words["lab.folder"], disks: words["lab.disks"], slot: words["androidboot.slot_suffix"], from: words["lab.from"], payload: words["lab.payload"], do: map[string]bool{}}
+	p := &plan{folder: words["lab.folder"], disks: words["lab.disks"], slot: words["androidboot.slot_suffix"], from: words["lab.from"], payload: words["lab.payload"], config: words["lab.config"], do: map[string]bool{}}
 	if f := words["lab.flags"]; f != "" {
 		p.flags = strings.Split(f, ",")
 	}

@@ -23,9 +23,6 @@ import (
 // config is what the system knows of its device.
 var config = "/etc/cowbird/update.json"
 
-// extentsConfig, in the test's folder, is for devices that use the blocks of COWs' files.
-const extentsConfig = "update-extents.json"
-
 func system() error {
 	if err := killOthers(); err != nil {
 		return err
@@ -38,8 +35,10 @@ func system() error {
 	if err != nil {
 		return err
 	}
+	if p.config != "" {
+		config = filepath.Join(labDir, p.config)
+	}
 	if p.do["extents"] {
-		config = filepath.Join(labDir, extentsConfig)
 		if err := mount("/dev/mapper/userdata", dataDir, "ext4", 0, ""); err != nil {
 			return err
 		}
