@@ -23,12 +23,16 @@ import (
 
 // Android's names of what the daemon has to do with.
 const (
-	socketDir     = "/dev/socket"
-	socketName    = "snapuserd"
-	proxyName     = "snapuserd_proxy"
-	aliveFile     = "/metadata/ota/daemon-alive-indicator"
-	propertyReady = "snapuserd.ready"       // clients wait for it
-	propertyProxy = "snapuserd.proxy_ready" // Android's own daemon waits for it
+	socketDir  = "/dev/socket"
+	socketName = "snapuserd"
+	proxyName  = "snapuserd_proxy"
+	// propertySocket is the property service's.
+	propertySocket = "/dev/socket/property_service"
+	aliveFile      = "/metadata/ota/daemon-alive-indicator"
+	propertyReady  = "snapuserd.ready"       // clients wait for it
+	propertyProxy  = "snapuserd.proxy_ready" // Android's own daemon waits for it
+	// systemGroup is the group of the sockets that init makes.
+	systemGroup = 1000
 )
 
 // again is the pause after a hand-over that went wrong.
@@ -58,17 +62,13 @@ var ignored = map[string]bool{
 }
 
 func (a *androidOptions) define(set *flag.FlagSet) {
-	properties := ""
-	if runtime.GOOS == "android" {
-		properties = filepath.Join(socketDir, "property_service")
-	}
 	set.BoolVar(&a.noSocket, "no-socket", false, "serve the snapshots of the arguments NAME,COW,SOURCE,BASE, with a table\nfor each of them in place, as --serves-root does; then wait for a\ncontrol socket on --proxy-socket")
 	set.BoolVar(&a.first, "user-snapshot", false, "run from Android's ramdisk: --serves-root, and look for nothing that is\nnot there yet")
 	set.BoolVar(&a.handOff, "socket-handoff", false, "hand the control socket of Android's init over to the daemon of\n--no-socket, and end")
 	set.StringVar(&a.proxy, "proxy-socket", filepath.Join(socketDir, proxyName), "where --no-socket is handed its socket; `path`")
 	set.StringVar(&a.alive, "alive-file", aliveFile, "is made when all that --no-socket names is served; `path`")
 	set.StringVar(&a.nodes, "node-dir", "/dev/dm-user", "`folder` of the nodes of tables that others have loaded")
-	set.StringVar(&a.properties, "property-socket", properties, "`path` of Android's property service, which is told that the daemon is ready\n(none)")
+	set.StringVar(&a.properties, "property-socket", "", "`path` of Android's property service, which is told that the daemon is ready\n(on Android, and with the flags that its init gives: "+propertySocket+")")
 	set.BoolVar(&a.ublk, "ublk", false, "")
 	for name, value := range ignored {
 		if value {
@@ -128,6 +128,20 @@ func (a *androidOptions) takeArgs(args []string) (handled bool, err error) {
 		a.snapshots = append(a.snapshots, snapd.Snapshot{Name: f[0], Cow: f[1], Source: f[2], Base: f[3]})
 	}
 	return true, nil
+}
+
+// onAndroid has what is usual there hold for whoever was started by its init: the
+// program in a ramdisk is one for Linux.
+func (o *options) onAndroid() {
+	if runtime.GOOS != "android" && !o.android.early() && !o.android.handOff {
+		return
+	}
+	if o.android.properties == "" {
+		o.android.properties = propertySocket
+	}
+	if o.android.early() && o.group == snapd.NoGroup {
+		o.group = systemGroup
+	}
 }
 
 // early is when nothing may be asked but what init has prepared: a driver's module
@@ -221,7 +235,11 @@ func (a *androidOptions) tell(log *slog.Logger, property string) {
 	if a.properties == "" {
 		return
 	}
-	if err := setProperty(a.properties, property, "true"); err != nil {
+	err := setProperty(a.properties, property, "true")
+	switch {
+	case errors.Is(err, unix.ENOENT): // init's first stage has none yet
+		log.Debug("property not set", "property", property, "err", err)
+	case err != nil:
 		log.Warn("property not set", "property", property, "err", err)
 	}
 }

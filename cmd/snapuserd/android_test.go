@@ -56,6 +56,9 @@ func TestAndroidFlags(t *testing.T) {
 		if err != nil || got.noSocket != want.noSocket || got.first != want.first || got.handOff != want.handOff || !slices.Equal(got.snapshots, want.snapshots) {
 			t.Errorf("%s: expected %+v, found %+v, %v", line, want, got, err)
 		}
+		if (want.noSocket || want.first || want.handOff) != (got.properties == propertySocket) || (want.noSocket || want.first) != (o.group == systemGroup) {
+			t.Errorf("%s: expected what is usual on Android only there, found %q and group %d", line, got.properties, o.group)
+		}
 		if strings.HasPrefix(line, "-socket") && !strings.Contains(line, "hand") && o.socket != "snapuserd" {
 			t.Errorf("%s: expected the socket snapuserd, found %s", line, o.socket)
 		}

@@ -98,6 +98,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	if err != nil {
 		return o, err
 	}
+	o.onAndroid()
 	return o, o.takeArgs(rest)
 }
 
