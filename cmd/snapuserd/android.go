@@ -54,12 +54,12 @@ type androidOptions struct {
 	ublk       bool
 }
 
-// ignored are flags of Android's daemon about what is done otherwise here, and
-// whether each takes a value.
-var ignored = map[string]bool{
-	"io-uring": false, "o-direct": false, "skip-verification": false, "noublk": false,
-	"cow-op-merge-size": true, "worker-count": true, "verify-block-size": true, "num-verify-threads": true, "fd-num": true,
-}
+// Flags of Android's daemon about what is done otherwise here: switches, and those
+// that take a value.
+var (
+	ignoredSwitches = [...]string{"io-uring", "o-direct", "skip-verification", "noublk"}
+	ignoredValues   = [...]string{"cow-op-merge-size", "worker-count", "verify-block-size", "num-verify-threads", "fd-num"}
+)
 
 func (a *androidOptions) define(set *flag.FlagSet) {
 	set.BoolVar(&a.noSocket, "no-socket", false, "serve the snapshots of the arguments NAME,COW,SOURCE,BASE, with a table\nfor each of them in place, as --serves-root does; then wait for a\ncontrol socket on --proxy-socket")
@@ -70,12 +70,12 @@ func (a *androidOptions) define(set *flag.FlagSet) {
 	set.StringVar(&a.nodes, "node-dir", "/dev/dm-user", "`folder` of the nodes of tables that others have loaded")
 	set.StringVar(&a.properties, "property-socket", "", "`path` of Android's property service, which is told that the daemon is ready\n(on Android, and with the flags that its init gives: "+propertySocket+")")
 	set.BoolVar(&a.ublk, "ublk", false, "")
-	for name, value := range ignored {
-		if value {
-			set.Func(name, "", func(string) error { return nil })
-		} else {
-			set.BoolFunc(name, "", func(string) error { return nil })
-		}
+	ignore := func(string) error { return nil }
+	for _, name := range ignoredSwitches {
+		set.BoolFunc(name, "", ignore)
+	}
+	for _, name := range ignoredValues {
+		set.Func(name, "", ignore)
 	}
 }
 
