@@ -6,7 +6,8 @@
 //	dracut/              the same for everybody else's
 //	udev/                keeps desktops away from the parts
 //	systemd/             in the running system: goes on, marks as successful, merges
-//	android/             the same for Android's init
+//	android/             the same for Android's init, the services that its own daemon has, and
+//	                     what its SELinux policy needs (sepolicy/)
 //
 // docs/boot.md tells how to use them. Here each file is read by its own parser where
 // Debian has one, and the scripts run with programs that note how they are called.
