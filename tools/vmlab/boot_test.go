@@ -91,6 +91,7 @@ type board struct {
 	t              *testing.T
 	dir            string
 	kernel, initrd string
+	cmdline        string
 }
 
 func (b *board) path(name string) string { return filepath.Join(b.dir, name) }
@@ -153,15 +154,18 @@ func release(module string) (string, error) {
 	return string(m[1]), nil
 }
 
-// maker is a program that makes an initramfs.
-type maker struct{ name, command string }
+// maker is a program that makes an initramfs, and what the kernel's command line must
+// say for that.
+type maker struct{ name, command, cmdline string }
 
 // In the commands, $5 stands for the kernel's version.
 var makers = []maker{
-	{"initramfs-tools", "mkinitramfs -o /initrd $5"},
-	{"dracut", "dracut --quiet --no-hostonly --no-early-microcode --no-compress --modules 'base rootfs-block udev-rules dm cowbird'" +
-		" --add-drivers 'virtio_blk ext4' --kver $5 /initrd"},
+	{"initramfs-tools", "mkinitramfs -o /initrd $5", ""},
+	{"dracut", dracut + "--modules 'base rootfs-block udev-rules dm cowbird'", ""},
+	{"dracut-systemd", dracut + "--modules 'base systemd systemd-initrd dracut-systemd rootfs-block udev-rules dm cowbird'", "root=/dev/cowbird/root"},
 }
+
+const dracut = "dracut --quiet --no-hostonly --no-early-microcode --no-compress --add-drivers 'virtio_blk ext4' --kver $5 /initrd "
 
 // makeInitrd runs in a mount namespace of its own, over the host's root.
 const makeInitrd = `mount -t tmpfs overlay "$1" && cd "$1" && mkdir up work root && cp -a "$2" lower && cp -a "$3/." lower/
@@ -180,7 +184,7 @@ func newBoard(t *testing.T, l *lab, m maker) *board {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &board{t: t, dir: t.TempDir(), kernel: kernel}
+	b := &board{t: t, dir: t.TempDir(), kernel: kernel, cmdline: m.cmdline}
 	b.initrd = b.path("initrd")
 	for _, c := range []string{"otactl", "snapuserd"} {
 		cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags=-s -w", "-o", b.path("system/usr/sbin/"+c), "./cmd/"+c)
@@ -241,6 +245,7 @@ func (b *board) image(version, busybox string) []byte {
 	b.copy(busybox, filepath.Join(dir, "bin/busybox"), 0o755)
 	b.write(filepath.Join(dir, "sbin/init"), bootInit, 0o755)
 	b.write(filepath.Join(dir, "etc/version"), version, 0o644)
+	b.write(filepath.Join(dir, "etc/os-release"), "ID=cowbird\n", 0o644) // without it systemd takes it for no root
 	b.write(filepath.Join(dir, "etc/cowbird/update.json"), bootConfig, 0o644)
 	for _, d := range []string{"dev", "proc", "sys", "run", "tmp", "metadata", "data"} {
 		b.check(os.Mkdir(filepath.Join(dir, d), 0o755))
@@ -370,7 +375,7 @@ func (b *board) power(do, until string) (string, error) {
 		"-accel", "tcg,thread=multi,tb-size=512", "-cpu", "qemu64", "-smp", "2", "-m", "768M",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio",
 		"-kernel", filepath.Join(b.kernel, "vmlinuz"), "-initrd", b.initrd,
-		"-append", "console=ttyS0 panic=-1 mitigations=off nokaslr tsc=reliable ro fsck.mode=skip rd.skipfsck rd.shell=0 cowbird.root=system androidboot.slot_suffix=" + b.choose() + " do=" + do,
+		"-append", "console=ttyS0 panic=-1 mitigations=off nokaslr tsc=reliable ro fsck.mode=skip rd.skipfsck rd.shell=0 cowbird.root=system androidboot.slot_suffix=" + b.choose() + " do=" + do + " " + b.cmdline,
 	}
 	for _, disk := range []string{"vda", "vdb", "vdc", "vdd"} {
 		args = append(args, "-drive", "if=virtio,format=raw,file="+b.path(disk))
