@@ -27,7 +27,7 @@ import (
 
 // What the tests of this file boot is not the host's root but a device of its own:
 //
-//	Debian's kernel ── initramfs by Debian's mkinitramfs or dracut, with our hooks
+//	Debian's kernel ── initramfs by Debian's mkinitramfs or dracut (with systemd inside, too), with our hooks
 //	                     │ otactl boot
 //	vda  super ──────────┴─► /dev/mapper/system_X, the root; its init is bootInit
 //	vdb  metadata     vdc  misc     vdd  data, with a payload
@@ -37,14 +37,15 @@ import (
 const (
 	bootSuper  = 96 << 20
 	bootRoot   = "24M"
-	bootLimit  = 2 * time.Minute
+	bootLimit  = 4 * time.Minute
 	bootDebs   = "initramfs-tools-core klibc-utils libklibc busybox-static cpio kmod libkmod2 udev dracut-core"
 	bootConfig = `{"state": "/metadata/ota", "super": "/dev/vda", "static": "/dev/disk/*", "slots": {"misc": {"path": "/dev/vdc"}}}`
 	bootConf   = "DEVICES='/dev/vda /dev/vdb'\nMOUNTS='\n/dev/vdb /metadata ext4 rw,nosuid,nodev,noexec\n'\n"
 )
 
 // bootInit is process 1 of the device. First it does what systemd does when it has
-// switched the root: it ends every process but those that are marked.
+// switched the root, for the makers that leave systemd out: it ends every process but
+// those that are marked.
 const bootInit = `#!/bin/sh
 export PATH=/bin:/usr/sbin
 say() { echo "device: $*" >/dev/console; }
