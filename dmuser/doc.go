@@ -92,6 +92,14 @@
 // errors, and then loads a table that fails everything; the device goes with its
 // last user, unless somebody attaches to it before.
 //
+// # Tables of others
+//
+// Android's init and update_engine load tables with a target "user" themselves,
+// and ask a daemon to serve them: there is a node of the snapshot's name then. A
+// [Waiting] carrier serves that, and passes on what nobody has loaded a table for.
+// Such a Device goes when its owner removes the table, or replaces it: Close waits
+// for that a while, and Leave leaves it served until the process ends.
+//
 // # The carrier "nbd"
 //
 // It needs the nbd driver (the kernel loads it by itself where it can):

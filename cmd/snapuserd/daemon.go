@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"cowbird/dmuser"
+	"cowbird/ota/gate"
 	"cowbird/ota/resident"
 	"cowbird/ota/snapd"
 )
@@ -74,12 +75,16 @@ func newLog(w io.Writer, level slog.Level) *slog.Logger {
 }
 
 func (d daemon) serve(ctx context.Context, o options, log *slog.Logger) error {
-	carrier, err := d.carrier(o.carrier)
-	if err != nil {
-		return fmt.Errorf("carrier %s: %w", o.carrier, err)
+	if o.android.handOff {
+		return o.android.handOver(ctx, log)
 	}
-	if err := carrier.Probe(); err != nil {
-		return fmt.Errorf("carrier %s: %w: see snapuserd probe", o.carrier, err)
+	own, err := d.usable(o)
+	if err != nil {
+		return err
+	}
+	waiting := dmuser.NewWaiting(own, o.android.nodes)
+	if err := openNodes(waiting, o.android.snapshots); err != nil {
+		return err
 	}
 	if err := d.settled(o, log); err != nil {
 		return fmt.Errorf("serve the root: %w", err)
@@ -88,28 +93,84 @@ func (d daemon) serve(ctx context.Context, o options, log *slog.Logger) error {
 	signal.Ignore(unix.SIGPIPE)
 	ctx, stop := signal.NotifyContext(ctx, unix.SIGTERM, unix.SIGINT)
 	defer stop()
+	carrier := dmuser.Carrier(waiting)
 	if o.nbd != "" {
-		gate, err := openExports(o.nbd, o.group, log)
+		clients, err := openExports(o.nbd, o.group, log)
 		if err != nil {
 			return err
 		}
-		defer gate.close()
-		carrier = gate.exports.Carrier(carrier)
+		defer clients.close()
+		carrier = clients.exports.Carrier(carrier)
 	}
-	server, err := snapd.Listen(snapd.Config{
-		Socket: o.socket, Group: o.group, Carrier: attacher{carrier}, Log: log,
-		Leaving: func() { notify(log, "STOPPING=1") }, Processors: procs, Priority: o.prio,
-		Keep: o.leave || o.root,
-	})
+	server, err := o.listen(carrier, procs, log)
 	if err != nil {
 		return err
 	}
-	sweep(carrier, log)
-	log.Info("ready", "socket", o.socket, "carrier", carrier.Name(), "pid", os.Getpid())
-	notify(log, "READY=1")
+	return o.obey(ctx, server, carrier, log)
+}
+
+// usable is the carrier that makes devices of our own, or nil if that is no question
+// to ask now.
+func (d daemon) usable(o options) (dmuser.Carrier, error) {
+	if o.android.early() && o.carrier == dmuser.Auto {
+		c, err := d.carrier("dm-user")
+		if errors.Is(err, dmuser.ErrUnsupported) {
+			return nil, nil
+		}
+		return c, err
+	}
+	c, err := d.carrier(o.carrier)
+	if err != nil {
+		return nil, fmt.Errorf("carrier %s: %w", o.carrier, err)
+	}
+	if err := c.Probe(); err != nil {
+		return nil, fmt.Errorf("carrier %s: %w: see snapuserd probe", o.carrier, err)
+	}
+	return c, nil
+}
+
+// listen makes the server and its control socket, unless that comes later.
+func (o *options) listen(carrier dmuser.Carrier, procs int, log *slog.Logger) (*snapd.Server, error) {
+	c := snapd.Config{
+		Group: o.group, Carrier: attacher{carrier}, Log: log,
+		Leaving: func() { notify(log, "STOPPING=1") }, Processors: procs, Priority: o.prio,
+		Keep: o.leave || o.servesRoot(),
+	}
+	if o.android.noSocket {
+		c.Later = func(ctx context.Context) *gate.Listener { return o.android.later(ctx, log) }
+		return snapd.Listen(c)
+	}
+	var err error
+	c.Listener, c.Socket, err = inherit(o.socket)
+	if err != nil {
+		return nil, err
+	}
+	o.socket = c.Socket
+	return snapd.Listen(c)
+}
+
+func (o *options) servesRoot() bool { return o.root || o.android.early() }
+
+// obey serves until the end.
+func (o *options) obey(ctx context.Context, server *snapd.Server, carrier dmuser.Carrier, log *slog.Logger) error {
+	if !o.android.early() {
+		sweep(carrier, log)
+	}
+	failed := o.android.mapFirst(server, log)
+	if failed != nil {
+		gone, cancel := context.WithCancel(ctx)
+		cancel()
+		ctx = gone
+	} else {
+		log.Info("ready", "socket", o.socket, "carrier", carrier.Name(), "pid", os.Getpid())
+		notify(log, "READY=1")
+		if !o.android.noSocket {
+			o.android.tell(log, propertyReady)
+		}
+	}
 	server.Serve(ctx)
 	log.Info("left")
-	return nil
+	return failed
 }
 
 // settled makes the process what it needs to be while it serves.
@@ -117,7 +178,7 @@ func (d daemon) settled(o options, log *slog.Logger) error {
 	if d.settle == nil {
 		return nil
 	}
-	return d.settle(resident.Options{ServesRoot: o.root, Complain: func(what string, err error) {
+	return d.settle(resident.Options{ServesRoot: o.servesRoot(), Complain: func(what string, err error) {
 		log.Debug("not allowed to "+what, "err", err)
 	}})
 }

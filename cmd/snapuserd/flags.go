@@ -37,6 +37,9 @@ Examples:
   snapuserd --serves-root   from an initramfs, before the root is mounted, and later
         from that root
   snapuserd --merge-idle-io --merge-nice 10   merges stand back behind other work
+  snapuserd --no-socket NAME,COW,SOURCE,BASE...   as Android's init starts it: serve the
+        tables that it has loaded, and wait for a control socket to be handed over
+  snapuserd --socket-handoff    hand the sockets of Android's init over to that one
 
 Flags:
 `
@@ -46,6 +49,11 @@ Clients, those of --nbd-socket as well, must be root, run as the daemon's own
 user, or belong to --gid.
 Once it is ready it cannot run programs any more, and has given up most of a
 root user's rights.
+A --socket without a slash is that of Android's init, if the environment tells of one
+of that name. A snapshot for which there is a node
+/dev/dm-user/NAME already is served there, whatever the --carrier. Underscores
+in the names of flags are as good as dashes, and the other flags of Android's daemon
+do nothing, but for --ublk, which is refused.
 On SIGTERM and SIGINT merges commit what they are at, devices are closed, and
 the sockets are removed. Whoever has a device open gets I/O errors then. With
 --leave-devices they wait until the next daemon maps the snapshot again, for good
@@ -64,6 +72,7 @@ type options struct {
 	root    bool
 	leave   bool
 	probe   bool
+	android androidOptions
 }
 
 func parse(args []string, stderr io.Writer) (options, error) {
@@ -72,7 +81,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	set.SetOutput(stderr)
 	set.Usage = func() {
 		fmt.Fprint(stderr, usage)
-		set.PrintDefaults()
+		printDefaults(set, stderr)
 		fmt.Fprint(stderr, usageEnd)
 	}
 	set.StringVar(&o.socket, "socket", defaultSocket(runtime.GOOS), "`path` of the control socket")
@@ -84,28 +93,40 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	set.BoolVar(&o.root, "serves-root", false, "the program may lie on a device that it serves: keep it in memory (some\n0.4 MB more), and do not start if that cannot be had")
 	set.BoolVar(&o.leave, "leave-devices", false, "when the daemon is told to end, leave devices that are in use to the next\none; --serves-root does that, too")
 	set.TextVar(&o.level, "log-level", slog.LevelInfo, "debug, info, warn or error; `level`")
-	if err := parseFlags(set, args, stderr); err != nil {
+	o.android.define(set)
+	rest, err := parseFlags(set, args, stderr)
+	if err != nil {
 		return o, err
 	}
-	return o, o.takeArgs(set.Args())
+	o.onAndroid()
+	return o, o.takeArgs(rest)
 }
 
-// parseFlags keeps the flag package from printing all of the usage for one
-// wrong flag.
-func parseFlags(set *flag.FlagSet, args []string, stderr io.Writer) error {
+// parseFlags takes flags between arguments, too, and gives those. It keeps the flag
+// package from printing all of the usage for one wrong flag.
+func parseFlags(set *flag.FlagSet, args []string, stderr io.Writer) (rest []string, err error) {
 	help := set.Usage
 	set.Usage = func() {}
 	set.SetOutput(io.Discard)
-	err := set.Parse(args)
+	for args = withDashes(args); err == nil; args = set.Args()[1:] {
+		err = set.Parse(args)
+		if err != nil || set.NArg() == 0 {
+			break
+		}
+		rest = append(rest, set.Arg(0))
+	}
 	if errors.Is(err, flag.ErrHelp) {
 		set.SetOutput(stderr)
 		help()
 	}
-	return err
+	return rest, err
 }
 
 func (o *options) takeArgs(args []string) error {
 	if err := o.prio.Check(); err != nil {
+		return err
+	}
+	if handled, err := o.android.takeArgs(args); handled {
 		return err
 	}
 	switch {

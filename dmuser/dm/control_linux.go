@@ -34,12 +34,18 @@ const (
 	mostRoom  = 16 << 20
 )
 
+// androidNode is where Android has the control file.
+const androidNode = "/dev/device-mapper"
+
 // A Control is device-mapper's control file. Close it.
 type Control struct{ file *os.File }
 
 // Open opens the control file. It fails with ErrUnavailable.
 func Open() (*Control, error) {
 	fd, err := unix.Open("/dev/"+unix.DM_DIR+"/"+unix.DM_CONTROL_NODE, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err == unix.ENOENT {
+		fd, err = unix.Open(androidNode, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	}
 	if err != nil {
 		var errno syscall.Errno
 		errors.As(err, &errno)

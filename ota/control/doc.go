@@ -19,7 +19,7 @@
 //	query                       active, passive   passive: the daemon is leaving
 //	stop                        no reply          leave now
 //	detach                      no reply          leave when the devices are gone
-//	supports,FEATURE            fail              none of the features is here
+//	supports,FEATURE            success, fail     of features there is SocketHandOff only
 //	create, update-verify       fail              needs another kind of carrier or boot
 //
 // These are Android's. A request that cannot be done is answered with fail; so

@@ -56,6 +56,10 @@ const (
 	Passive = "passive"
 )
 
+// SocketHandOff is a feature that Android's init asks for: the daemon of the running
+// system can do without a control socket until one is handed over to it.
+const SocketHandOff = "second_stage_socket_handoff"
+
 // anyArgs stands for a command whose arguments do not matter.
 const anyArgs = -1
 

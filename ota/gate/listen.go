@@ -3,6 +3,15 @@
 //
 // A socket that a dead process has left is replaced; one on which somebody
 // answers is not. Waiting for a client parks a goroutine and takes no thread.
+//
+// A socket may also come from elsewhere: Android's init makes those of its services
+// ([InitSocket], [Inherit]), and passes one by way of a second process to a daemon
+// that has been running since before there were any:
+//
+//	init ── both sockets ──► proxy                        daemon
+//	                         HandOver ◄── seqpacket ───── Receive
+//	                                  ─── 'a', socket ──►
+//	                                  ◄── 'a' ───────────
 package gate
 
 import (
@@ -30,8 +39,10 @@ var (
 type Listener struct {
 	file *os.File
 	path string
-	node unix.Stat_t // of path, to see later whether it is still ours
-	once sync.Once   // close
+	// foreign: somebody else has made the socket, and takes it away.
+	foreign bool
+	node    unix.Stat_t // of path, to see later whether it is still ours
+	once    sync.Once   // close
 }
 
 // Listen makes a socket at path, for owner and group to use. A socket that a dead
@@ -129,11 +140,14 @@ func (l *Listener) Accept() (fd int, err error) {
 	return fd, err
 }
 
-// Close stops Accept and removes the socket. A second call waits for the first.
+// Close stops Accept and removes the socket if it was made by Listen. A second call
+// waits for the first.
 func (l *Listener) Close() {
 	l.once.Do(func() {
 		_ = l.file.Close()
-		l.remove()
+		if !l.foreign {
+			l.remove()
+		}
 	})
 }
 

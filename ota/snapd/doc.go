@@ -12,6 +12,12 @@
 // opening, attaching, closing and merging are done under the snapshot's own op
 // lock, so that a client which waits for one snapshot keeps nobody else.
 //
+// # Without a socket
+//
+// At the boot of an Android device snapshots must be served before there can be a
+// socket. Then Map opens and starts them, and Config.Later brings the socket when
+// there is one.
+//
 // # Nothing happens while nothing happens
 //
 // The server has no ticker. While idle its goroutines are parked: one on the

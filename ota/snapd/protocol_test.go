@@ -72,11 +72,12 @@ func TestNotUnderstood(t *testing.T) {
 	}
 	w := l.dial()
 	for _, message := range []string{
-		"supports,second_stage_socket_handoff", "supports,ublk", "create,a,8", "update-verify", "start,nosuch", "initiate_merge,nosuch",
+		"supports,ublk", "create,a,8", "update-verify", "start,nosuch", "initiate_merge,nosuch",
 		"get_device_name,nosuch", "cowbird,status,nosuch", "cowbird,pause,nosuch", "cowbird,merge,nosuch,0",
 	} {
 		w.expect(message, "fail")
 	}
+	w.expect("supports,second_stage_socket_handoff", "success")
 	w.expect("getstatus", "snapshot-merge-failed")
 	w.expect("getstatus,a,b", "snapshot-merge-failed")
 	w.expect("delete,nosuch", "success")

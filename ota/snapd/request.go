@@ -30,7 +30,9 @@ func (s *Server) execute(r control.Request) (reply string, err error) {
 		return framed(s.names()), nil
 	case control.Init:
 		return s.init(r.Args[0], paths{cow: r.Args[1], source: r.Args[2], base: r.Args[3]})
-	case control.Supports, control.Create, control.UpdateVerify:
+	case control.Supports:
+		return supports(r.Args[0])
+	case control.Create, control.UpdateVerify:
 		return "", fmt.Errorf("%w: %s", ErrNotHere, strings.Join(append([]string{r.Command}, r.Args...), ","))
 	}
 	return s.executeFor(r)
@@ -68,6 +70,14 @@ func (s *Server) executeFor(r control.Request) (reply string, err error) {
 		err = s.remove(n)
 	}
 	return reply, err
+}
+
+// supports knows one feature: a later daemon waits for the socket (Config.Later).
+func supports(feature string) (reply string, err error) {
+	if feature == control.SocketHandOff {
+		return control.Success, nil
+	}
+	return "", fmt.Errorf("%w: %s,%s", ErrNotHere, control.Supports, feature)
 }
 
 func framed(text string) string {

@@ -82,7 +82,12 @@ type Attacher interface {
 // Config says how to serve. Zero values of numbers mean the defaults, except
 // for Group.
 type Config struct {
-	Socket   string
+	Socket string
+	// Listener is used instead of a socket made at Socket; may be nil.
+	Listener *gate.Listener
+	// Later brings the control socket when Serve has begun, however late; it ends
+	// with ctx, and then only without one. Socket and Listener are not used with it.
+	Later    func(ctx context.Context) *gate.Listener
 	Group    int // group that may use the socket, or NoGroup
 	Carrier  Attacher
 	Log      *slog.Logger
@@ -122,7 +127,8 @@ type Server struct {
 	empty   bool // drained is closed
 }
 
-// Listen makes the control socket. Serve must follow.
+// Listen makes the control socket, if it is not there and does not come later. Serve
+// must follow.
 func Listen(cfg Config) (*Server, error) {
 	if cfg.Clients == 0 {
 		cfg.Clients = DefaultClients
@@ -133,34 +139,78 @@ func Listen(cfg Config) (*Server, error) {
 	if cfg.Quiet == 0 {
 		cfg.Quiet = DefaultQuiet
 	}
-	l, err := gate.Listen(cfg.Socket, cfg.Group)
-	if errors.Is(err, gate.ErrTaken) {
-		return nil, fmt.Errorf("%w: %w: stop it first, or give another --socket", ErrRunning, err)
-	}
+	l, err := cfg.listen()
 	if err != nil {
-		return nil, fmt.Errorf("control socket: %w", err)
+		return nil, err
 	}
 	s := &Server{cfg: cfg, log: cfg.Log, listener: l, snaps: map[string]*snap{}, drained: make(chan struct{})}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.procs.most = cfg.Processors
 	s.quiet = newQuiet(cfg.Quiet, s.rest, wakeHeap, s.procs.widen)
 	s.quiet.touch()
 	return s, nil
 }
 
+// listen gives nil for a socket that comes later.
+func (c *Config) listen() (*gate.Listener, error) {
+	if c.Listener != nil || c.Later != nil {
+		return c.Listener, nil
+	}
+	l, err := gate.Listen(c.Socket, c.Group)
+	if errors.Is(err, gate.ErrTaken) {
+		return nil, fmt.Errorf("%w: %w: stop it first, or give another --socket", ErrRunning, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("control socket: %w", err)
+	}
+	return l, nil
+}
+
 // Serve obeys clients until ctx ends or a client says stop or detach. Before
 // it returns, merges have committed what they were at, and all devices are
 // closed, those in use as well, or left to the next daemon.
 func (s *Server) Serve(ctx context.Context) {
-	s.ctx, s.cancel = context.WithCancel(ctx)
+	defer context.AfterFunc(ctx, s.cancel)()
 	defer s.cancel()
-	stop := context.AfterFunc(s.ctx, s.listener.Close)
-	defer stop()
-	s.acceptAll()
+	if s.cfg.Later != nil && s.ctx.Err() == nil {
+		s.listener = s.cfg.Later(s.ctx)
+	}
+	if s.listener != nil {
+		stop := context.AfterFunc(s.ctx, s.listener.Close)
+		defer stop()
+		s.acceptAll()
+	}
 	select {
 	case <-s.ctx.Done():
 	case <-s.drained:
 	}
 	s.shutdown()
+}
+
+// Snapshot is one for Map, in the words of the control socket.
+type Snapshot struct{ Name, Cow, Source, Base string }
+
+// Map opens and starts snapshots, all at a time, as clients would; it is called
+// between Listen and Serve. An error means that not all of them are served.
+func (s *Server) Map(all []Snapshot) error {
+	failures := make([]error, len(all))
+	var mapped sync.WaitGroup
+	for i, p := range all {
+		mapped.Go(func() { failures[i] = s.mapOne(p) })
+	}
+	mapped.Wait()
+	return errors.Join(failures...)
+}
+
+func (s *Server) mapOne(p Snapshot) error {
+	if _, err := s.init(p.Name, paths{cow: p.Cow, source: p.Source, base: p.Base}); err != nil {
+		return err
+	}
+	n, err := s.find(p.Name)
+	if err != nil {
+		return err
+	}
+	return s.start(n)
 }
 
 // acceptAll returns when the listener is closed.
@@ -229,7 +279,9 @@ func (s *Server) shutdown() {
 	}
 	s.mu.Unlock()
 	s.cancel()
-	s.listener.Close()
+	if s.listener != nil {
+		s.listener.Close()
+	}
 	s.talks.Wait()
 	s.work.Wait()
 	for _, n := range s.all() {

@@ -269,7 +269,7 @@ func TestUnits(t *testing.T) {
 
 // What a unit or script runs is a command and a flag that otactl or snapuserd has.
 func TestCommandLines(t *testing.T) {
-	line := regexp.MustCompile(`(?m)(?:/usr/sbin/|/system/bin/|^\s*)(otactl|snapuserd)\s((?:[a-z-]+|--)[^\\\n]*)`)
+	line := regexp.MustCompile(`(?m)(?:/usr/sbin/|/system/bin/|^\s*)(otactl|snapuserd)\s((?:[a-z-]+|-)[^\\\n]*)`)
 	known := flagsIn(t, "../../cmd/otactl/*.go", "../../cmd/snapuserd/*.go")
 	files := glob(t, "systemd/*.service", "dbus/*.service", "android/*.rc", "boot.sh")
 	count := 0
@@ -281,13 +281,13 @@ func TestCommandLines(t *testing.T) {
 		for _, m := range line.FindAllStringSubmatch(string(b), -1) {
 			count++
 			for _, word := range strings.Fields(m[2]) {
-				if name, ok := strings.CutPrefix(word, "--"); ok && !slices.Contains(known, name) {
+				if name, ok := strings.CutPrefix(word, "-"); ok && !slices.Contains(known, strings.TrimPrefix(name, "-")) {
 					t.Errorf("%s: %s %s: no flag --%s", f, m[1], m[2], name)
 				}
 			}
 		}
 	}
-	if count < 9 {
+	if count < 10 {
 		t.Errorf("expected each file to run something, found %d command lines", count)
 	}
 }
@@ -333,7 +333,7 @@ func TestExamples(t *testing.T) {
 }
 
 // rcOptions are what services of Android's init may say, of those that we use.
-var rcOptions = []string{"user", "group", "task_profiles", "seclabel", "disabled", "oneshot", "shutdown"}
+var rcOptions = []string{"user", "group", "task_profiles", "seclabel", "disabled", "oneshot", "shutdown", "socket"}
 
 // Android's init reads these files by lines; what is started is a service there.
 func TestInitScripts(t *testing.T) {
@@ -357,6 +357,7 @@ func TestInitScripts(t *testing.T) {
 				}
 			case section == "service" && !slices.Contains(rcOptions, words[0]):
 				t.Errorf("%s: expected an option of a service, found %q", f, line)
+			case section == "on" && words[0] == "setprop" && len(words) == 3:
 			case section == "on" && (words[0] != "start" && words[0] != "exec_start" || len(words) != 2):
 				t.Errorf("%s: expected a service to be started, found %q", f, line)
 			case section == "on":

@@ -7,7 +7,8 @@
 //	udev/                keeps desktops away from the parts
 //	systemd/             in the running system: goes on, marks as successful, merges
 //	dbus/                who may call the service for user interfaces, and what starts it
-//	android/             the same for Android's init
+//	android/             the same for Android's init, the services that its own daemon has, and
+//	                     what its SELinux policy needs (sepolicy/)
 //
 // docs/boot.md tells how to use them. Here each file is read by its own parser where
 // Debian has one, and the scripts run with programs that note how they are called.

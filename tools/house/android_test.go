@@ -148,3 +148,103 @@ func TestCheckNamed(t *testing.T) {
 		t.Error("expected a missing product to be refused after make cross, found no error")
 	}
 }
+
+// bpModule is a module that installs a program.
+type bpModule struct {
+	kind, name, stem string
+	flags            []string // properties that are true
+	srcs             []string
+}
+
+var (
+	bpBlock = regexp.MustCompile(`(?ms)^(\w+) \{\n(.*?)^\}`)
+	bpTrue  = regexp.MustCompile(`(\w+):\s*true\b`)
+)
+
+// bpModules reads the modules of a Blueprint file in its canonical form.
+func bpModules(body string) (all []bpModule) {
+	for _, block := range bpBlock.FindAllStringSubmatch(bpComment.ReplaceAllString(body, ""), -1) {
+		m := bpModule{kind: block[1]}
+		for _, p := range bpProperty.FindAllStringSubmatch(block[2], -1) {
+			for _, s := range bpString.FindAllStringSubmatch(p[2], -1) {
+				switch p[1] {
+				case "name":
+					m.name = s[1]
+				case "stem":
+					m.stem = s[1]
+				case "srcs":
+					m.srcs = append(m.srcs, s[1])
+				}
+			}
+		}
+		for _, f := range bpTrue.FindAllStringSubmatch(block[2], -1) {
+			m.flags = append(m.flags, f[1])
+		}
+		if m.stem == "" {
+			m.stem = m.name
+		}
+		all = append(all, m)
+	}
+	return all
+}
+
+// A ramdisk has no dynamic loader, so that only static programs run there; the
+// daemon is to be had for each place that it is started from (snapuserd.md 2).
+func TestAndroidBpRamdisks(t *testing.T) {
+	body, err := os.ReadFile(androidBp)
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := map[string][]string{}
+	for _, m := range bpModules(string(body)) {
+		if m.kind != "cc_prebuilt_binary" {
+			continue
+		}
+		for _, place := range []string{"ramdisk", "vendor_ramdisk", "recovery_available"} {
+			if slices.Contains(m.flags, place) {
+				found[place] = append(found[place], m.stem)
+			}
+			if strings.HasSuffix(place, "ramdisk") && slices.Contains(m.flags, place) && !slices.Equal(m.srcs, []string{"bin/linux-arm64/snapuserd"}) {
+				t.Errorf("%s: expected the static daemon, found %q", m.name, m.srcs)
+			}
+		}
+	}
+	for place, want := range map[string][]string{"ramdisk": {"snapuserd_ramdisk"}, "vendor_ramdisk": {"snapuserd"}, "recovery_available": {"snapuserd", "otactl"}} {
+		if !slices.Equal(found[place], want) {
+			t.Errorf("%s: expected %q, found %q", place, want, found[place])
+		}
+	}
+}
+
+// What Android's init scripts start, a module installs.
+func TestAndroidBpPrograms(t *testing.T) {
+	body, err := os.ReadFile(androidBp)
+	if err != nil {
+		t.Fatal(err)
+	}
+	installed := map[string]bool{}
+	for _, m := range bpModules(string(body)) {
+		if m.kind == "cc_prebuilt_binary" {
+			installed[m.stem] = true
+		}
+	}
+	scripts, err := filepath.Glob(root + "/tools/boot/android/*.rc")
+	if err != nil || len(scripts) < 2 {
+		t.Fatalf("expected init scripts, found %q, %v", scripts, err)
+	}
+	started := regexp.MustCompile(`(?m)^service \w+ /system/bin/(\S+)`)
+	for _, f := range scripts {
+		rc, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(string(body), strings.TrimPrefix(f, root+"/")) {
+			t.Errorf("%s: expected a module that installs it, found none", f)
+		}
+		for _, m := range started.FindAllStringSubmatch(string(rc), -1) {
+			if !installed[m[1]] {
+				t.Errorf("%s: expected a module that installs %s, found none", f, m[1])
+			}
+		}
+	}
+}

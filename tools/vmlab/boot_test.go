@@ -27,7 +27,7 @@ import (
 
 // What the tests of this file boot is not the host's root but a device of its own:
 //
-//	Debian's kernel ── initramfs by Debian's mkinitramfs or dracut, with our hooks
+//	Debian's kernel ── initramfs by Debian's mkinitramfs or dracut (with systemd inside, too), with our hooks
 //	                     │ otactl boot
 //	vda  super ──────────┴─► /dev/mapper/system_X, the root; its init is bootInit
 //	vdb  metadata     vdc  misc     vdd  data, with a payload
@@ -37,14 +37,15 @@ import (
 const (
 	bootSuper  = 96 << 20
 	bootRoot   = "24M"
-	bootLimit  = 2 * time.Minute
+	bootLimit  = 4 * time.Minute
 	bootDebs   = "initramfs-tools-core klibc-utils libklibc busybox-static cpio kmod libkmod2 udev dracut-core"
 	bootConfig = `{"state": "/metadata/ota", "super": "/dev/vda", "static": "/dev/disk/*", "slots": {"misc": {"path": "/dev/vdc"}}}`
 	bootConf   = "DEVICES='/dev/vda /dev/vdb'\nMOUNTS='\n/dev/vdb /metadata ext4 rw,nosuid,nodev,noexec\n'\n"
 )
 
 // bootInit is process 1 of the device. First it does what systemd does when it has
-// switched the root: it ends every process but those that are marked.
+// switched the root, for the makers that leave systemd out: it ends every process but
+// those that are marked.
 const bootInit = `#!/bin/sh
 export PATH=/bin:/usr/sbin
 say() { echo "device: $*" >/dev/console; }
@@ -91,6 +92,7 @@ type board struct {
 	t              *testing.T
 	dir            string
 	kernel, initrd string
+	cmdline        string
 }
 
 func (b *board) path(name string) string { return filepath.Join(b.dir, name) }
@@ -153,15 +155,18 @@ func release(module string) (string, error) {
 	return string(m[1]), nil
 }
 
-// maker is a program that makes an initramfs.
-type maker struct{ name, command string }
+// maker is a program that makes an initramfs, and what the kernel's command line must
+// say for that.
+type maker struct{ name, command, cmdline string }
 
 // In the commands, $5 stands for the kernel's version.
 var makers = []maker{
-	{"initramfs-tools", "mkinitramfs -o /initrd $5"},
-	{"dracut", "dracut --quiet --no-hostonly --no-early-microcode --no-compress --modules 'base rootfs-block udev-rules dm cowbird'" +
-		" --add-drivers 'virtio_blk ext4' --kver $5 /initrd"},
+	{"initramfs-tools", "mkinitramfs -o /initrd $5", ""},
+	{"dracut", dracut + "--modules 'base rootfs-block udev-rules dm cowbird'", ""},
+	{"dracut-systemd", dracut + "--modules 'base systemd systemd-initrd dracut-systemd rootfs-block udev-rules dm cowbird'", "root=/dev/cowbird/root"},
 }
+
+const dracut = "dracut --quiet --no-hostonly --no-early-microcode --no-compress --add-drivers 'virtio_blk ext4' --kver $5 /initrd "
 
 // makeInitrd runs in a mount namespace of its own, over the host's root.
 const makeInitrd = `mount -t tmpfs overlay "$1" && cd "$1" && mkdir up work root && cp -a "$2" lower && cp -a "$3/." lower/
@@ -180,7 +185,7 @@ func newBoard(t *testing.T, l *lab, m maker) *board {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &board{t: t, dir: t.TempDir(), kernel: kernel}
+	b := &board{t: t, dir: t.TempDir(), kernel: kernel, cmdline: m.cmdline}
 	b.initrd = b.path("initrd")
 	for _, c := range []string{"otactl", "snapuserd"} {
 		cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags=-s -w", "-o", b.path("system/usr/sbin/"+c), "./cmd/"+c)
@@ -241,6 +246,7 @@ func (b *board) image(version, busybox string) []byte {
 	b.copy(busybox, filepath.Join(dir, "bin/busybox"), 0o755)
 	b.write(filepath.Join(dir, "sbin/init"), bootInit, 0o755)
 	b.write(filepath.Join(dir, "etc/version"), version, 0o644)
+	b.write(filepath.Join(dir, "etc/os-release"), "ID=cowbird\n", 0o644) // without it systemd takes it for no root
 	b.write(filepath.Join(dir, "etc/cowbird/update.json"), bootConfig, 0o644)
 	for _, d := range []string{"dev", "proc", "sys", "run", "tmp", "metadata", "data"} {
 		b.check(os.Mkdir(filepath.Join(dir, d), 0o755))
@@ -370,7 +376,7 @@ func (b *board) power(do, until string) (string, error) {
 		"-accel", "tcg,thread=multi,tb-size=512", "-cpu", "qemu64", "-smp", "2", "-m", "768M",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio",
 		"-kernel", filepath.Join(b.kernel, "vmlinuz"), "-initrd", b.initrd,
-		"-append", "console=ttyS0 panic=-1 mitigations=off nokaslr tsc=reliable ro fsck.mode=skip rd.skipfsck rd.shell=0 cowbird.root=system androidboot.slot_suffix=" + b.choose() + " do=" + do,
+		"-append", "console=ttyS0 panic=-1 mitigations=off nokaslr tsc=reliable ro fsck.mode=skip rd.skipfsck rd.shell=0 cowbird.root=system androidboot.slot_suffix=" + b.choose() + " do=" + do + " " + b.cmdline,
 	}
 	for _, disk := range []string{"vda", "vdb", "vdc", "vdd"} {
 		args = append(args, "-drive", "if=virtio,format=raw,file="+b.path(disk))

@@ -27,6 +27,7 @@ install() {
   # shellcheck disable=SC2154  # dracut sets moddir
   inst_hook cmdline 30 "$moddir/parse-cowbird.sh"
   inst_hook initqueue/settled 30 "$moddir/cowbird-map.sh"
+  dracut_need_initqueue # with systemd the queue is not run otherwise
   inst_multiple mount umount mkdir ln sleep
   inst "$(find_binary otactl)" /sbin/otactl
   inst "$(find_binary snapuserd)" /sbin/snapuserd

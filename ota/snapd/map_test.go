@@ -1,0 +1,80 @@
+package snapd
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"cowbird/ota/gate"
+)
+
+// Snapshots are served before there is a socket; it comes later, and clients find
+// all of them on it. Its path stays when the daemon goes, for it is not ours.
+func TestMapThenSocket(t *testing.T) {
+	l := newLab(t, nil)
+	one, oneCow, _ := l.images("one")
+	two, twoCow, _ := l.images("two")
+	l.end()
+	socket, err := gate.Listen(l.cfg.Socket, NoGroup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close()
+	arrives := make(chan *gate.Listener)
+	l.cfg.Later = func(ctx context.Context) *gate.Listener {
+		select {
+		case got := <-arrives:
+			return got
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	server, err := Listen(l.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := server.Map([]Snapshot{{"one", oneCow, one, one}, {"two", twoCow, two, two}}); err != nil {
+		t.Fatal(err)
+	}
+	if l.carrier.device("one") == nil || l.carrier.device("two") == nil {
+		t.Fatal("expected two devices")
+	}
+	l.serve(server)
+	arrives <- socket
+	w := l.dial()
+	w.expect("cowbird,list", "success,8\none\ntwo\n")
+	l.end()
+}
+
+func (l *lab) serve(server *Server) {
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	l.server, l.stop, l.ended = server, cancel, ended
+	go func() {
+		defer close(ended)
+		server.Serve(ctx)
+	}()
+}
+
+// A daemon that waits for its socket ends as any other does.
+func TestEndBeforeSocket(t *testing.T) {
+	l := newLab(t, nil)
+	base, cowPath, _ := l.images("one")
+	l.end()
+	l.cfg.Later = func(ctx context.Context) *gate.Listener { <-ctx.Done(); return nil }
+	server, err := Listen(l.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = server.Map([]Snapshot{{"one", cowPath, base, base}, {"bad", "/nosuch/cow", base, base}, {"one", cowPath, base, base}})
+	if err == nil || !strings.Contains(err.Error(), "/nosuch/cow") || !strings.Contains(err.Error(), "exists already") {
+		t.Errorf("expected the errors of two snapshots, found %v", err)
+	}
+	l.serve(server)
+	time.Sleep(10 * time.Millisecond)
+	l.end()
+	if d := l.carrier.device("one"); d == nil || !d.closed {
+		t.Error("expected the device to be closed")
+	}
+}
