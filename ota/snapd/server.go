@@ -194,8 +194,14 @@ type Snapshot struct{ Name, Cow, Source, Base string }
 // between Listen and Serve. An error means that not all of them are served.
 func (s *Server) Map(all []Snapshot) error {
 	failures := make([]error, len(all))
+	named := map[string]bool{}
 	var mapped sync.WaitGroup
 	for i, p := range all {
+		if named[p.Name] { // which would find the other's files in use
+			failures[i] = fmt.Errorf("%s: %w", p.Name, ErrExists)
+			continue
+		}
+		named[p.Name] = true
 		mapped.Go(func() { failures[i] = s.mapOne(p) })
 	}
 	mapped.Wait()
