@@ -147,7 +147,8 @@ func TestDeviceDoctor(t *testing.T) {
 	if _, out, _ := s.try("doctor --json"); !json.Valid([]byte(strings.SplitN(out, "\n", 2)[0])) {
 		t.Errorf("expected JSON, found %s", out)
 	}
-	s.run("cancel")
 	s.run("mark-successful")
+	s.run("doctor --fix", "there is no update", "fixed")
+	s.run("doctor --fix", "nothing is wrong")
 	s.run("doctor", "nothing is wrong")
 }

@@ -96,39 +96,51 @@ func (w *whole) verify(ctx context.Context, out io.Writer, d *update.Device) err
 }
 
 func (r *remote) doctorCommand() *cobra.Command {
-	w := &whole{remote: r}
+	w, fix := &whole{remote: r}, false
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Look for what is wrong, and say what would fix it",
 		Long: `Reads everything that an update consists of: both copies of the partitions' metadata,
 the boot loader's slots, the state, the snapshots and what is mapped. It prints what is
 not as it should be and what would fix it, and changes nothing. The exit code is 1 if
-there is something.`,
+there is something.
+
+With --fix it does so itself where nothing can be lost: it makes the copies of metadata
+the same, removes what is left of no update, writes a damaged state anew and tells the
+boot loader what it missed.`,
 		Example: `  otactl doctor
+  otactl doctor --fix
   otactl doctor --json | jq -r .fix`,
 		Args: cli.Args(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return w.with(cmd, func(ctx context.Context, d *update.Device) error {
-				return w.doctor(ctx, cmd.OutOrStdout(), d)
+				examine := d.Doctor
+				if fix {
+					examine = d.Treat
+				}
+				return w.doctor(ctx, cmd.OutOrStdout(), examine)
 			})
 		},
 	}
+	cmd.Flags().BoolVar(&fix, "fix", false, "fix what can be fixed without a loss")
 	w.jsonFlag(cmd)
 	return w.flags(cmd)
 }
 
-func (w *whole) doctor(ctx context.Context, out io.Writer, d *update.Device) error {
-	all, err := d.Doctor(ctx)
-	if err != nil {
+func (w *whole) doctor(ctx context.Context, out io.Writer, examine func(context.Context) ([]update.Finding, error)) error {
+	all, err := examine(ctx)
+	if err != nil && all == nil {
 		return err
 	}
-	problems := 0
+	problems, fixed := 0, 0
 	for _, f := range all {
-		if f.Fix != "" {
-			problems++
-		}
 		text := "- " + f.What
-		if f.Fix != "" {
+		switch {
+		case f.Fixed:
+			fixed++
+			text += "\n  fixed"
+		case f.Fix != "":
+			problems++
 			text += "\n  " + f.Fix
 		}
 		if w.json {
@@ -139,10 +151,13 @@ func (w *whole) doctor(ctx context.Context, out io.Writer, d *update.Device) err
 			return err
 		}
 	}
+	if err != nil {
+		return err
+	}
 	if problems > 0 {
 		return fmt.Errorf("%w: %d found", errFindings, problems)
 	}
-	if w.json {
+	if w.json || fixed > 0 {
 		return nil
 	}
 	_, err = fmt.Fprintln(out, "nothing is wrong")

@@ -316,6 +316,35 @@ func TestDamage(t *testing.T) {
 	}
 }
 
+// Repair makes both copies good again, whichever is damaged, and changes nothing when
+// both are.
+func TestRepair(t *testing.T) {
+	m := sample()
+	places := map[string]func(backup bool) int64{
+		"geometry": geometryOffset, "metadata": func(backup bool) int64 { return m.Geometry.Offset(1, backup) },
+	}
+	for name, at := range places {
+		for _, backup := range []bool{false, true} {
+			d := flashed(t, m, m)
+			d.now[at(backup)+20] ^= 1
+			if err := Repair(d); err != nil {
+				t.Fatalf("%s, backup %v: %v", name, backup, err)
+			}
+			if g, slots := Inspect(d); !g.Good() || !slots[0].Good() || !slots[1].Good() {
+				t.Errorf("%s, backup %v: expected all copies to be good, found %+v, %+v", name, backup, g, slots)
+			}
+			expectEqual(t, name, mustRead(t, d, 1), m)
+			d.now[at(false)+20] ^= 1
+			d.now[at(true)+20] ^= 1
+			before := bytes.Clone(d.now)
+			_ = Repair(d)
+			if !bytes.Equal(d.now, before) {
+				t.Errorf("%s: expected no change where both copies are damaged", name)
+			}
+		}
+	}
+}
+
 func TestInspect(t *testing.T) {
 	m, other := sample(), sample()
 	other.Flags = 0

@@ -40,6 +40,30 @@ func Update(dev Device, slot int, m *Metadata) error {
 	return nil
 }
 
+// Repair makes both copies of the geometry, and of the metadata of each slot, the same,
+// where one is good; where none is nothing is changed. The primary one counts. A power
+// cut leaves at least one good copy of what had one.
+func Repair(dev Device) error {
+	g, err := ReadGeometry(dev)
+	if err != nil {
+		return err
+	}
+	for _, backup := range []bool{false, true} {
+		if found, err := readGeometryAt(dev, geometryOffset(backup)); err == nil && found == g {
+			continue
+		}
+		if err := writeSync(dev, g.encode(), geometryOffset(backup), "geometry"); err != nil {
+			return err
+		}
+	}
+	for slot := range int(g.SlotCount) {
+		if err := heal(dev, g, slot); err != nil {
+			return fmt.Errorf("bring the copies of slot %d into agreement: %w", slot, err)
+		}
+	}
+	return nil
+}
+
 // heal makes both copies of a slot the same, if one is good. The primary counts.
 func heal(dev Device, g Geometry, slot int) error {
 	c := readCopies(dev, g, slot)

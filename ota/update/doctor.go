@@ -2,6 +2,7 @@ package update
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path"
 	"slices"
@@ -17,19 +18,49 @@ type Finding struct {
 	What string `json:"what"`
 	// Fix is what to do about it; "" if it goes by itself.
 	Fix string `json:"fix,omitempty"`
+	// Fixed: Treat has done so.
+	Fixed bool `json:"fixed,omitempty"`
+
+	treat func() error // what loses nothing; nil: somebody has to decide
 }
 
 // Doctor reads everything and changes nothing.
 func (m *Manager) Doctor(ctx context.Context) (all []Finding, err error) {
-	err = m.locked(false, func() error {
-		d := &doctor{Manager: m, ctx: ctx}
-		d.super()
-		d.slots()
-		d.state()
-		all = d.found
-		return nil
+	err = m.locked(false, func() error { all = m.examine(ctx); return nil })
+	return all, err
+}
+
+// Treat does what Doctor says where nothing can be lost by it: it makes the copies of
+// metadata the same, removes what is left of no update, writes a damaged state anew and
+// tells the boot loader what it missed. It gives what it has fixed, and what is left.
+func (m *Manager) Treat(ctx context.Context) (all []Finding, err error) {
+	err = m.locked(true, func() error {
+		before := m.examine(ctx)
+		var errs []error
+		for _, f := range before {
+			if f.treat != nil {
+				errs = append(errs, f.treat())
+			}
+		}
+		left := m.examine(ctx)
+		for _, f := range before {
+			if !slices.ContainsFunc(left, func(l Finding) bool { return l.What == f.What }) {
+				f.Fixed = true
+				all = append(all, f)
+			}
+		}
+		all = append(all, left...)
+		return errors.Join(errs...)
 	})
 	return all, err
+}
+
+func (m *Manager) examine(ctx context.Context) []Finding {
+	d := &doctor{Manager: m, ctx: ctx}
+	d.super()
+	d.slots()
+	d.state()
+	return d.found
 }
 
 type doctor struct {
@@ -39,8 +70,11 @@ type doctor struct {
 }
 
 func (d *doctor) say(fix, what string, args ...any) {
-	d.found = append(d.found, Finding{fmt.Sprintf(what, args...), fix})
+	d.found = append(d.found, Finding{What: fmt.Sprintf(what, args...), Fix: fix})
 }
+
+// by says how the last finding can be fixed.
+func (d *doctor) by(treat func() error) { d.found[len(d.found)-1].treat = treat }
 
 // super looks at both copies of all metadata.
 func (d *doctor) super() {
@@ -54,16 +88,21 @@ func (d *doctor) super() {
 }
 
 func (d *doctor) condition(what string, c lpmeta.Condition) {
+	const fix = "otactl doctor --fix, or the next update, repairs it"
 	switch {
+	case c.Good():
+		return
 	case !c.Usable():
 		d.say("flash super, or install a full update from the other slot", "super: %s: both copies are damaged: %v", what, c.Primary)
+		return
 	case c.Primary != nil:
-		d.say("the next update repairs it", "super: %s: the primary copy is damaged: %v", what, c.Primary)
+		d.say(fix, "super: %s: the primary copy is damaged: %v", what, c.Primary)
 	case c.Backup != nil:
-		d.say("the next update repairs it", "super: %s: the backup copy is damaged: %v", what, c.Backup)
+		d.say(fix, "super: %s: the backup copy is damaged: %v", what, c.Backup)
 	case c.Differ:
-		d.say("the next update repairs it", "super: %s: the copies differ", what)
+		d.say(fix, "super: %s: the copies differ", what)
 	}
+	d.by(func() error { return lpmeta.Repair(d.Super.Metadata) })
 }
 
 func (d *doctor) slots() {
@@ -91,12 +130,14 @@ func (d *doctor) state() {
 		return
 	}
 	if damage != nil {
-		d.say("otactl cancel, or go on with the update, which writes it anew", "%v: it is taken for %v", damage, s.State)
+		d.say("otactl doctor --fix, or going on with the update, writes it anew", "%v: it is taken for %v", damage, s.State)
+		d.by(func() error { return d.writeState(s.State, nil) })
 	}
 	d.markers(s.State)
 	want := mergeStatus(s.State)
 	if got, err := d.Slots.MergeStatus(); err == nil && got != want && want != bootctl.MergeSnapshotted {
 		d.say("otactl update --process", "the boot loader was told %v, and the state of the update is %v", got, s.State)
+		d.by(func() error { return d.remindBootLoader(s.State) })
 	}
 	if s.State == failed {
 		d.say("otactl merge --wait tries again", "the merge failed: %v", s.MergeFailureCode)
@@ -117,8 +158,12 @@ func (d *doctor) markers(s snapshotpb.UpdateState) {
 	}
 	if s == none && boot {
 		d.say("otactl cancel", "there is no update, but %s is there", bootFile)
+		d.by(d.removeRest)
 	}
 }
+
+// removeRest removes what is left of no update.
+func (d *doctor) removeRest() error { return d.removeUpdate(d.ctx) }
 
 // snapshots looks for statuses without partitions, and the other way round.
 func (d *doctor) snapshots(s snapshotpb.UpdateState) {
@@ -134,6 +179,7 @@ func (d *doctor) snapshots(s snapshotpb.UpdateState) {
 	}
 	if s == none && len(names) > 0 {
 		d.say("otactl cancel", "there is no update, but %s has %s", snapshotsDir, strings.Join(names, ", "))
+		d.by(d.removeRest)
 	}
 	d.images(names)
 }
@@ -174,7 +220,8 @@ func (d *doctor) images(snapshots []string) {
 	}
 	for _, image := range all {
 		if !slices.ContainsFunc(snapshots, func(s string) bool { return cowName(s) == path.Base(image) }) {
-			d.say("the next update removes it", "%s is a file of a COW that no snapshot has", image)
+			d.say("otactl update --process removes it, if there is no update", "%s is a file of a COW that no snapshot has", image)
+			d.by(d.removeStrayImages)
 		}
 	}
 }

@@ -654,6 +654,48 @@ func TestDoctor(t *testing.T) {
 	says(w, "the merge failed")
 }
 
+// What Treat fixes loses nothing: an update that waits for its reboot still boots.
+func TestTreat(t *testing.T) {
+	fixes := func(w *world, fixed, left []string) {
+		t.Helper()
+		found, err := w.m.Treat(ctx)
+		must(t, err)
+		for _, f := range found {
+			among := left
+			if f.Fixed {
+				among = fixed
+			}
+			if !slices.ContainsFunc(among, func(text string) bool { return strings.Contains(f.What, text) }) {
+				t.Errorf("expected not to find %+v", f)
+			}
+		}
+		if len(found) != len(fixed)+len(left) {
+			t.Errorf("expected to fix %q and to leave %q, found %v", fixed, left, found)
+		}
+	}
+	w, u := installed(t, plain())
+	w.super.now[4096] ^= 1
+	w.super.now[12300] ^= 1
+	w.files.now[stateFile] = []byte("\xff")
+	must(t, w.m.Slots.SetMergeStatus(bootctl.MergeCancelled))
+	w.images.files["nobody_b-cow"] = [2]int64{4 << 20, 4096}
+	fixes(w, []string{"geometry: the primary copy", "metadata of slot _a: the primary copy", "taken for Unverified", "nobody_b-cow"}, []string{"the next boot takes slot _b"})
+	w.wantState(unverified)
+	w.cycle()
+	_, err := w.m.Boot(ctx)
+	must(t, err)
+	w.isSystemOf(u, true)
+
+	w = newWorld(t, 1, plain())
+	w.files.now[statusFile("torn_b")] = []byte("\xff")
+	w.files.now[bootFile] = []byte("_a")
+	fixes(w, []string{"snapshot-boot is there", "snapshots has torn_b", "snapshot torn_b"}, nil)
+	w.wantState(none)
+
+	w, _ = tried(t, plain())
+	fixes(w, nil, []string{"the running slot _b is on trial"}) // which is not for a program to say
+}
+
 // A boot that is done again changes nothing, also when it fails.
 func TestBootTwice(t *testing.T) {
 	w, u := tried(t, plain())
