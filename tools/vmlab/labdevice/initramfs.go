@@ -147,17 +147,16 @@ func proof() error {
 	if err != nil {
 		return err
 	}
-	for off, text := range map[int64]string{0: "synced", 8192: "not synced"} {
-		block := make([]byte, 4096)
-		copy(block, text)
-		if _, err := f.WriteAt(block, off); err != nil {
+	write := func(text string, off int64) func() error {
+		return func() error {
+			block := make([]byte, 4096)
+			copy(block, text)
+			_, err := f.WriteAt(block, off)
 			return err
 		}
-		if off == 0 {
-			if err := f.Sync(); err != nil {
-				return err
-			}
-		}
+	}
+	if err := first(write("synced", 0), f.Sync, write("not synced", 8192)); err != nil {
+		return err
 	}
 	time.Sleep(time.Second)
 	say("written")
