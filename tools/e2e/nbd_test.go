@@ -77,7 +77,7 @@ func TestNbdSocket(t *testing.T) {
 	}
 
 	c := d.connectNbd(socket, "system")
-	d.isIdle()
+	d.isIdle(collected) // by the merge
 	if out, err := d.command("otactl", "unmap", "system"); err == nil || !strings.Contains(err.Error(), "NBD export system") {
 		t.Errorf("expected a client that reads to keep the snapshot mapped, found %s, %v", out, err)
 	}
