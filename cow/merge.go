@@ -181,9 +181,10 @@ type pace struct {
 	limit atomic.Int64
 }
 
-// adapt learns from a batch of that many blocks, which took that long.
+// adapt learns from a batch of that many blocks, which took that long. A short one
+// tells how long it takes to begin, not how fast the storage is.
 func (p *pace) adapt(blocks int64, took time.Duration) {
-	if blocks == 0 {
+	if blocks < leastBatch {
 		return
 	}
 	inTime := int64(float64(blocks) * float64(batchTime) / float64(max(took, 1)))

@@ -245,6 +245,7 @@ func TestPace(t *testing.T) {
 		{1024, 100 * time.Second, leastBatch},
 		{0, time.Second, leastBatch}, // nothing learnt
 		{128, 0, 4096},
+		{1, time.Millisecond, 4096}, // nor from a moment
 	} {
 		p.adapt(c.blocks, c.took)
 		if got := p.limit.Load(); got != c.want {
