@@ -27,11 +27,10 @@ demo: ## an update built, served, mounted, merged through a crash (root, < 3 min
 	@$(MAKE) --no-print-directory build
 	@tools/demo.sh
 
-test: ## set-up, lint and every test under the race detector
+test: ## set-up, lint and every test, under the race detector where there are goroutines
 	@tools/setup.sh test
 	@$(MAKE) --no-print-directory lint
-	go test -race -timeout 25m $(TESTFLAGS) ./...
-	@tools/norace.sh $(TESTFLAGS)
+	@tools/test.sh $(TESTFLAGS)
 
 bench: ## measure what is promised, beside its reference (root; BENCHFLAGS=-quick)
 	@tools/setup.sh bench

@@ -60,7 +60,11 @@ func TestFinishInRecoveryMapped(t *testing.T) {
 func TestFinishInRecoveryCut(t *testing.T) {
 	parts := large()
 	u := newUpdate(t, parts)
-	for cut, ended := 1, false; !ended; cut++ {
+	stride := 1
+	if raceDetector {
+		stride = 7
+	}
+	for cut, ended := 1, false; !ended; cut += stride {
 		w := u.installed(t, parts)
 		w.cycle()
 		_, err := w.m.Boot(ctx)
