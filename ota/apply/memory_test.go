@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"cowbird/formats/payload/pb"
@@ -62,6 +63,10 @@ func TestSpillFolder(t *testing.T) {
 		t.Errorf("expected no names, found %v, %v", names, err)
 	}
 	a.giveBack()
+	// More than a file may have: the file system, had it been asked, would say so.
+	if _, err := mapFile(dir, 1<<62); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("expected no space, found %v", err)
+	}
 
 	o := &Operation{InstallOperation: &pb.InstallOperation{}, Memory: NewMemory(1<<20, filepath.Join(dir, "none"))}
 	o.arena = o.Memory.take(2 << 20)

@@ -29,8 +29,16 @@ func mapFile(folder string, n int64) (b []byte, err error) {
 func unmapFile(b []byte) { _ = unix.Munmap(b) }
 
 // reserve makes a file n bytes long, and has the file system say now whether it has
-// room: a mapping that has none ends the process.
+// room: a mapping that has none ends the process. Far too much is not tried, since the
+// file system would be full for everybody until it failed.
 func reserve(f *os.File, n int64) error {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil {
+		return err
+	}
+	if room := int64(st.Bavail) * int64(st.Bsize); n > room {
+		return fmt.Errorf("%w: expected %d bytes, found %d", unix.ENOSPC, n, room)
+	}
 	err := unix.Fallocate(int(f.Fd()), 0, 0, n)
 	if errors.Is(err, unix.EOPNOTSUPP) {
 		err = f.Truncate(n)

@@ -58,11 +58,10 @@ func (i *FileImages) Close() error {
 
 // Room implements Images.
 func (i *FileImages) Room() (int64, error) {
-	var st unix.Statfs_t
-	if err := unix.Statfs(i.dir.Name(), &st); err != nil {
-		return 0, fmt.Errorf("room in %s: %w", i.dir.Name(), err)
+	room, err := i.unused()
+	if err != nil {
+		return 0, err
 	}
-	room := int64(st.Bavail)*int64(st.Bsize) - i.keep
 	all, err := i.List() // those that are there make room when they are replaced
 	if err != nil {
 		return 0, err
@@ -75,10 +74,25 @@ func (i *FileImages) Room() (int64, error) {
 	return max(0, room), nil
 }
 
-// Create implements Images. The file's blocks are taken at once.
+// unused is what another image may take as things are. It may be less than nothing.
+func (i *FileImages) unused() (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(i.dir.Name(), &st); err != nil {
+		return 0, fmt.Errorf("room in %s: %w", i.dir.Name(), err)
+	}
+	return int64(st.Bavail)*int64(st.Bsize) - i.keep, nil
+}
+
+// Create implements Images. The file's blocks are taken at once. What there is no room
+// for is not tried: the file system would be full for everybody until it failed.
 func (i *FileImages) Create(name string, bytes int64) (err error) {
 	if err := i.Delete(name); err != nil {
 		return err
+	}
+	if room, err := i.unused(); err != nil {
+		return err
+	} else if bytes > room {
+		return fmt.Errorf("%w: expected %d bytes in %s for %s, found %d", ErrNoSpace, bytes, i.dir.Name(), name, max(0, room))
 	}
 	f, err := i.dir.OpenFile(name+imageSuffix, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {

@@ -79,9 +79,8 @@ func TestFileImages(t *testing.T) {
 func TestFileImagesNoSpace(t *testing.T) {
 	dir := t.TempDir()
 	i := openImages(t, dir)
-	room, err := i.Room()
-	must(t, err)
-	if err := i.Create("x", room+1<<40); !errors.Is(err, ErrNoSpace) {
+	// More than a file may have: the file system, had it been asked, would say so.
+	if err := i.Create("x", 1<<62); !errors.Is(err, ErrNoSpace) {
 		t.Errorf("expected ErrNoSpace, found %v", err)
 	}
 	if names, err := i.List(); err != nil || len(names) > 0 {
