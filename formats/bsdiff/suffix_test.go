@@ -45,3 +45,65 @@ func TestSuffixes(t *testing.T) {
 		checkSuffixes[int64](t, text)
 	}
 }
+
+// All of a crew take part, and it does not show: texts longer than several blocks, among
+// them such as have runs of one type, or of one character, over the ends of blocks.
+func TestSuffixesOfCrews(t *testing.T) {
+	const n = 5*block + 1234
+	r := rand.New(rand.NewPCG(3, 4))
+	random, runs, falling, period := make([]byte, n), make([]byte, n), make([]byte, n), make([]byte, n)
+	for i := range n {
+		random[i] = byte(r.IntN(7))
+		falling[i] = byte(255 - i*255/n)
+		period[i] = byte(i % 3 * 7)
+	}
+	for i := 0; i < n; {
+		c := byte(r.IntN(3))
+		for range 1 + r.IntN(2*block) {
+			if i < n {
+				runs[i] = c
+				i++
+			}
+		}
+	}
+	for name, text := range map[string][]byte{
+		"random": random, "zeros": make([]byte, n), "runs": runs, "falling": falling, "period": period,
+		"rising": falling[:block+1], "blocks": bytes.Repeat(random[:4096], n/4096),
+	} {
+		if name == "rising" {
+			slices.Reverse(text)
+		}
+		for _, w := range []crew{1, 2, 3, 7} {
+			sa := make([]int32, len(text))
+			induce(text, sa, 256, w)
+			areSorted(t, text, sa)
+			if t.Failed() {
+				t.Fatalf("%s, a crew of %d", name, w)
+			}
+		}
+	}
+}
+
+// areSorted checks in linear time: a suffix sorts before another if its first character
+// is less, or the same and what follows it sorts before.
+func areSorted(t *testing.T, text []byte, sa []int32) {
+	t.Helper()
+	rank := make([]int, len(text)+1)
+	for i := range rank {
+		rank[i] = -1
+	}
+	for i, j := range sa {
+		if j < 0 || int(j) >= len(text) || rank[j] >= 0 {
+			t.Errorf("place %d: expected a position that was not there yet, found %d", i, j)
+			return
+		}
+		rank[j] = i
+	}
+	for i := 1; i < len(sa); i++ {
+		a, b := sa[i-1], sa[i]
+		if text[a] > text[b] || text[a] == text[b] && rank[a+1] >= rank[b+1] {
+			t.Errorf("places %d and %d: expected order, found positions %d and %d", i-1, i, a, b)
+			return
+		}
+	}
+}
