@@ -1,10 +1,13 @@
 package update
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 
 	"cowbird/cow"
@@ -55,28 +58,41 @@ func (p *Plain) devices() map[string]string {
 	return all
 }
 
-// create makes the file unless it is there. slot is the one that runs, whose
-// partitions are what is on the devices.
+// create makes the file unless it is there, and its folder. slot is the one that runs,
+// whose partitions are what is on the devices.
 func (p *Plain) create(path string, slot int) error {
-	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	sizes := map[string]uint64{}
-	for name, device := range p.devices() {
-		f, err := cow.OpenDevice(device, false)
-		if err != nil {
-			return fmt.Errorf("plain partition %s: %w", name, err)
-		}
-		sizes[name] = uint64(f.Size())
-		if err := f.Close(); err != nil {
-			return err
-		}
+	sizes, err := p.sizes()
+	if err != nil {
+		return err
 	}
 	slots, err := p.metadata(sizes, slot)
 	if err != nil {
 		return fmt.Errorf("metadata of plain partitions: %w", err)
 	}
-	return writePlain(path, slots)
+	dir, err := OpenDir(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(writePlain(dir, filepath.Base(path), slots), dir.Close())
+}
+
+// sizes are those of the block devices, in bytes.
+func (p *Plain) sizes() (map[string]uint64, error) {
+	sizes := map[string]uint64{}
+	for name, device := range p.devices() {
+		f, err := cow.OpenDevice(device, false)
+		if err != nil {
+			return nil, fmt.Errorf("plain partition %s: %w", name, err)
+		}
+		sizes[name] = uint64(f.Size())
+		if err := f.Close(); err != nil {
+			return nil, err
+		}
+	}
+	return sizes, nil
 }
 
 // metadata are those of both slots, of which the other one has no partitions.
@@ -131,21 +147,29 @@ func addPlain(m *lpmeta.Metadata, names []string, suffix string) {
 	}
 }
 
-// writePlain makes the file as a whole or not at all.
-func writePlain(path string, slots []*lpmeta.Metadata) error {
-	f, err := os.OpenFile(path+temporary, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+// writePlain makes the file as a whole or not at all, unless another process has
+// made it in the meantime.
+func writePlain(f Files, name string, slots []*lpmeta.Metadata) error {
+	image := make(plainImage, plainSize())
+	if err := lpmeta.Flash(image, int64(len(image)), slots); err != nil {
+		return err
+	}
+	unlock, err := f.Lock(true)
 	if err != nil {
 		return err
 	}
-	err = f.Truncate(int64(plainSize()))
-	if err == nil {
-		err = lpmeta.Flash(f, int64(plainSize()), slots)
+	defer unlock()
+	if _, err := f.Read(name); !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return errors.Join(err, os.Remove(path+temporary))
-	}
-	return os.Rename(path+temporary, path)
+	return put(f, name, image)
 }
+
+// plainImage is the file in memory.
+type plainImage []byte
+
+func (i plainImage) ReadAt(p []byte, off int64) (int, error) {
+	return bytes.NewReader(i).ReadAt(p, off)
+}
+func (i plainImage) WriteAt(p []byte, off int64) (int, error) { return copy(i[off:], p), nil }
+func (i plainImage) Sync() error                              { return nil }

@@ -1,6 +1,7 @@
 package update
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"path/filepath"
@@ -55,7 +56,7 @@ func TestPlainFile(t *testing.T) {
 	dir := t.TempDir()
 	must(t, os.WriteFile(filepath.Join(dir, "sys"), make([]byte, 64<<10), 0o600))
 	must(t, os.WriteFile(filepath.Join(dir, "cow"), make([]byte, 4<<20), 0o600))
-	config := `{"state": "state", "super": "super.meta", "slots": {"current": "_b", "misc": {"path": "misc"}},
+	config := `{"state": "state", "super": "state/super.meta", "slots": {"current": "_b", "misc": {"path": "misc"}},
 		"plain": {"partitions": {"system": "sys"}, "cow": "cow"}}`
 	c, err := ParseConfig([]byte(config), dir)
 	must(t, err)
@@ -71,12 +72,32 @@ func TestPlainFile(t *testing.T) {
 		must(t, d.Close())
 	}
 	must(t, os.WriteFile(filepath.Join(dir, "sys"), make([]byte, 5000), 0o600))
-	must(t, os.Remove(filepath.Join(dir, "super.meta")))
+	must(t, os.Remove(filepath.Join(dir, "state", "super.meta")))
 	if _, err := Open(c, nil, nil, nil); !errors.Is(err, ErrConfig) && !errors.Is(err, cow.ErrSize) {
 		t.Errorf("expected a device of no whole blocks to be refused, found %v", err)
 	}
-	if _, err := os.Stat(filepath.Join(dir, "super.meta")); !errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Stat(filepath.Join(dir, "state", "super.meta")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("expected no file, found %v", err)
+	}
+}
+
+// The file is there after a power cut, once it was made, and never made again.
+func TestPlainFileDurable(t *testing.T) {
+	for seed := range uint64(8) {
+		w := bareWorld(t, seed)
+		p := Plain{Partitions: map[string]string{"system": "/dev/system"}, Cow: "/dev/cow"}
+		all, err := p.metadata(map[string]uint64{"system": 64 << 10, plainCow: 4 << 20}, 0)
+		must(t, err)
+		must(t, writePlain(w.files, "partitions", all))
+		w.files.crash()
+		first, err := w.files.Read("partitions")
+		must(t, err)
+		all, err = p.metadata(map[string]uint64{"system": 64 << 10, plainCow: 4 << 20}, 1)
+		must(t, err)
+		must(t, writePlain(w.files, "partitions", all))
+		if again, err := w.files.Read("partitions"); err != nil || !bytes.Equal(first, again) {
+			t.Errorf("expected the file from before, found another one, %v", err)
+		}
 	}
 }
 
