@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"cowbird/cow"
 	"cowbird/formats/lpmeta"
@@ -17,6 +18,9 @@ import (
 // A device without a super partition has a file in its place, with metadata that
 // say: each partition is all of a block device of its own, and another device is
 // free, for COWs. From there on everything is as with super.
+//
+// A partition may become shorter than its device, and then COWs may lie behind it,
+// but it stays there.
 //
 //	file "super"    geometry, metadata of both slots, and a block that nobody gets
 //	device system   system_a, all of it
@@ -145,6 +149,22 @@ func addPlain(m *lpmeta.Metadata, names []string, suffix string) {
 		})
 		m.Extents = append(m.Extents, lpmeta.Extent{NumSectors: m.BlockDevices[device].Size / sectorSize, Source: device})
 	}
+}
+
+// isPlain tells whether metadata are of a device without super.
+func isPlain(m *lpmeta.Metadata) bool { return m.Partition(plainNobody) != nil }
+
+// checkPlain refuses partitions that have no device.
+func checkPlain(m *lpmeta.Metadata, groups []lpmeta.GroupPlan) error {
+	for _, g := range groups {
+		for _, p := range g.Partitions {
+			name := strings.TrimSuffix(p.Name, lpmeta.Suffix(p.Name))
+			if name == plainCow || !slices.ContainsFunc(m.BlockDevices[1:], func(d lpmeta.BlockDevice) bool { return d.Name == name }) {
+				return fmt.Errorf("%w: expected a block device for partition %s, found none", ErrManifest, name)
+			}
+		}
+	}
+	return nil
 }
 
 // writePlain makes the file as a whole or not at all, unless another process has

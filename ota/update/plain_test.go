@@ -52,6 +52,38 @@ func TestPlainDevice(t *testing.T) {
 	}
 }
 
+// A partition that shrinks, goes or grows does not leave its own device, which is where
+// it is expected once the metadata are lost. One without a device is refused.
+func TestPlainDevicesApart(t *testing.T) {
+	w := plainWorld(t, 1, map[string]part{"product": {before: noise(1, 64)}, "system": {before: noise(2, 64)}, "vendor": {before: noise(3, 64)}})
+	meta, err := lpmeta.Read(w.super, 0)
+	must(t, err)
+	from, to := "_a", "_b"
+	for _, blocks := range []map[string]int{{"system": 20, "vendor": 8}, {"product": 30, "system": 64, "vendor": 40}, {"product": 64, "system": 1, "vendor": 64}} {
+		parts := map[string]part{}
+		for name, n := range blocks {
+			parts[name] = part{after: noise(4, n)}
+		}
+		p, err := planUpdate(meta, from, to, manifest(parts, deltas(t, parts)), 0)
+		must(t, err)
+		meta = p.target
+		for name, n := range blocks {
+			extents := meta.ExtentsOf(meta.Partition(name + to))
+			if len(extents) != 1 || meta.BlockDevices[extents[0].Source].Name != name || extents[0].Data != 0 || extents[0].NumSectors != uint64(n*blockSize/sectorSize) {
+				t.Errorf("expected %d blocks of %s at the start of its own device, found %v", n, name, extents)
+			}
+		}
+		from, to = to, from
+	}
+	for name, n := range map[string]int{"vendor": 65, "odm": 1, "cow": 1, "super": 1} {
+		parts := map[string]part{name: {after: noise(5, n)}}
+		_, err := planUpdate(meta, from, to, manifest(parts, deltas(t, parts)), 0)
+		if want := map[bool]error{true: ErrNoSpace, false: ErrManifest}[name == "vendor"]; !errors.Is(err, want) {
+			t.Errorf("%s of %d blocks: expected %v, found %v", name, n, want, err)
+		}
+	}
+}
+
 func TestPlainFile(t *testing.T) {
 	dir := t.TempDir()
 	must(t, os.WriteFile(filepath.Join(dir, "sys"), make([]byte, 64<<10), 0o600))
