@@ -42,7 +42,7 @@ torture: ## updates of devices that suffer (TORTUREFLAGS='-torture 5000 -torture
 	'') ;; \
 	short) tools/setup.sh vmtest; exec nice -n 5 go test -tags vmhost ./tools/vmlab -run '^Test(VolatileGuest|TortureKernel)$$' -v -lives 1 -life-seed 13 $(TORTUREFLAGS) ;; \
 	sweep) tools/setup.sh vmtest; exec nice -n 5 go test -tags vmhost ./tools/vmlab -run '^TestSweepKernel$$' -v -timeout 0 $(TORTUREFLAGS) ;; \
-	*) tools/setup.sh vmtest; exec nice -n 5 go test -tags vmhost ./tools/vmlab -run '^Test(VolatileGuest|Accidents|DeviceExtents|BootLoaders|TortureKernel)$$' -v -timeout 0 -lives 20 $(TORTUREFLAGS) ;; \
+	*) tools/setup.sh vmtest; exec nice -n 5 go test -tags vmhost ./tools/vmlab -run '^Test(VolatileGuest|Accidents|DeviceExtents|BootLoaders|PlainKernel|TortureKernel)$$' -v -timeout 0 -lives 20 $(TORTUREFLAGS) ;; \
 	esac; \
 	go test ./ota/update -run '^TestTorture$$' -v -timeout 0 -torture 1000 $(TORTUREFLAGS) | grep -v '^ *\(---\|===\).*TestTorture/'
 

@@ -26,6 +26,7 @@ type Builder struct {
 	partitions []planned
 	suffix     string // of the slot that is planned for, if it is for one
 	halves     bool
+	own        bool
 }
 
 // planned is a partition of a builder.
@@ -176,6 +177,10 @@ func (b *Builder) ExpandHeader() { b.minor = minorFlags }
 // of the first device first, so that the slots of an A/B device without snapshots
 // keep out of each other's way.
 func (b *Builder) PreferHalves() { b.halves = true }
+
+// OwnDevices makes a partition grow only on the block device that has its name, without
+// suffix, if there is one.
+func (b *Builder) OwnDevices() { b.own = true }
 
 // LeaveSlotOpen marks all names to get the suffix of the slot that is read; none
 // should have one.

@@ -379,6 +379,27 @@ func TestRemoveAndAddFirst(t *testing.T) {
 	expectExtents(t, b, "bar_a", "160+128")
 }
 
+// A partition shrinks, goes, comes and grows on its own device, whatever else is free.
+func TestOwnDevices(t *testing.T) {
+	b := newBuilder(t, 65536, 2, DeviceInfo{"super", mib, 4096, 0, 4096}, DeviceInfo{"system", mib, 4096, 0, 4096}, DeviceInfo{"vendor", mib, 4096, 0, 4096})
+	b.OwnDevices()
+	grown(t, b, "vendor_b=524288", "system_b=8192", "cow=16384")
+	must(t, b.Resize("system_b", 524288, nil))
+	expectExtents(t, b, "vendor_b", "2:8+1024")
+	expectExtents(t, b, "system_b", "1:8+1024")
+	expectExtents(t, b, "cow", "536+32")
+	must(t, b.RemovePartition("system_b"))
+	must(t, b.Resize("vendor_b", 4096, nil))
+	must(t, b.Resize("vendor_b", 8192, nil))
+	grown(t, b, "system_b=4096")
+	expectExtents(t, b, "vendor_b", "2:8+16")
+	expectExtents(t, b, "system_b", "1:8+8")
+	expectError(t, "more than its device", b.Resize("vendor_b", mib, nil), ErrNoSpace)
+	expectError(t, "elsewhere", b.Resize("vendor_b", 16384, []Region{{1, 64, 2048}}), ErrNoSpace)
+	must(t, b.Resize("cow", mib, []Region{{0, 0, 2048}, {1, 64, 2048}}))
+	expectExtents(t, b, "cow", "536+1512 1:64+536")
+}
+
 // LPB-025; devices without metadata begin with their second sector, aligned.
 func TestSeveralDevices(t *testing.T) {
 	b := grown(t, newBuilder(t, 65536, 2, DeviceInfo{"system_a", 256 * mib, 786432, 229376, 4096}, DeviceInfo{"vendor_a", 128 * mib, 786432, 753664, 4096},

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 )
 
 func (b *Builder) find(name string) (*planned, error) {
@@ -236,6 +237,7 @@ func (p *planned) shrink(want uint64) {
 
 // allocate finds sectors for a partition to grow by.
 func (b *Builder) allocate(p *planned, sectors uint64, within []Region) (extents []Extent, err error) {
+	within = b.withinOwn(p.name, within)
 	left := sectors
 	take := func(r Region) {
 		n := b.wholeBlocks(min(r.Sectors(), left))
@@ -252,6 +254,19 @@ func (b *Builder) allocate(p *planned, sectors uint64, within []Region) (extents
 		return nil, refuse(ErrNoSpace, "free sectors", sectors, sectors-left)
 	}
 	return extents, nil
+}
+
+// withinOwn are the regions that a partition is kept to; nil is no limit.
+func (b *Builder) withinOwn(name string, within []Region) []Region {
+	i := slices.IndexFunc(b.devices, func(d BlockDevice) bool { return d.Name == strings.TrimSuffix(name, Suffix(name)) })
+	if !b.own || i < 0 {
+		return within
+	}
+	own := []Region{{i, 0, maxSectors}}
+	if within == nil {
+		return own
+	}
+	return append([]Region{}, Intersect(own, within)...) // not nil
 }
 
 func (b *Builder) wholeBlocks(sectors uint64) uint64 {

@@ -1,11 +1,15 @@
 package update
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 
 	"cowbird/cow"
 	"cowbird/formats/lpmeta"
@@ -14,6 +18,9 @@ import (
 // A device without a super partition has a file in its place, with metadata that
 // say: each partition is all of a block device of its own, and another device is
 // free, for COWs. From there on everything is as with super.
+//
+// A partition may become shorter than its device, and then COWs may lie behind it,
+// but it stays there.
 //
 //	file "super"    geometry, metadata of both slots, and a block that nobody gets
 //	device system   system_a, all of it
@@ -55,28 +62,41 @@ func (p *Plain) devices() map[string]string {
 	return all
 }
 
-// create makes the file unless it is there. slot is the one that runs, whose
-// partitions are what is on the devices.
+// create makes the file unless it is there, and its folder. slot is the one that runs,
+// whose partitions are what is on the devices.
 func (p *Plain) create(path string, slot int) error {
-	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	sizes := map[string]uint64{}
-	for name, device := range p.devices() {
-		f, err := cow.OpenDevice(device, false)
-		if err != nil {
-			return fmt.Errorf("plain partition %s: %w", name, err)
-		}
-		sizes[name] = uint64(f.Size())
-		if err := f.Close(); err != nil {
-			return err
-		}
+	sizes, err := p.sizes()
+	if err != nil {
+		return err
 	}
 	slots, err := p.metadata(sizes, slot)
 	if err != nil {
 		return fmt.Errorf("metadata of plain partitions: %w", err)
 	}
-	return writePlain(path, slots)
+	dir, err := OpenDir(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(writePlain(dir, filepath.Base(path), slots), dir.Close())
+}
+
+// sizes are those of the block devices, in bytes.
+func (p *Plain) sizes() (map[string]uint64, error) {
+	sizes := map[string]uint64{}
+	for name, device := range p.devices() {
+		f, err := cow.OpenDevice(device, false)
+		if err != nil {
+			return nil, fmt.Errorf("plain partition %s: %w", name, err)
+		}
+		sizes[name] = uint64(f.Size())
+		if err := f.Close(); err != nil {
+			return nil, err
+		}
+	}
+	return sizes, nil
 }
 
 // metadata are those of both slots, of which the other one has no partitions.
@@ -131,21 +151,45 @@ func addPlain(m *lpmeta.Metadata, names []string, suffix string) {
 	}
 }
 
-// writePlain makes the file as a whole or not at all.
-func writePlain(path string, slots []*lpmeta.Metadata) error {
-	f, err := os.OpenFile(path+temporary, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+// isPlain tells whether metadata are of a device without super.
+func isPlain(m *lpmeta.Metadata) bool { return m.Partition(plainNobody) != nil }
+
+// checkPlain refuses partitions that have no device.
+func checkPlain(m *lpmeta.Metadata, groups []lpmeta.GroupPlan) error {
+	for _, g := range groups {
+		for _, p := range g.Partitions {
+			name := strings.TrimSuffix(p.Name, lpmeta.Suffix(p.Name))
+			if name == plainCow || !slices.ContainsFunc(m.BlockDevices[1:], func(d lpmeta.BlockDevice) bool { return d.Name == name }) {
+				return fmt.Errorf("%w: expected a block device for partition %s, found none", ErrManifest, name)
+			}
+		}
+	}
+	return nil
+}
+
+// writePlain makes the file as a whole or not at all, unless another process has
+// made it in the meantime.
+func writePlain(f Files, name string, slots []*lpmeta.Metadata) error {
+	image := make(plainImage, plainSize())
+	if err := lpmeta.Flash(image, int64(len(image)), slots); err != nil {
+		return err
+	}
+	unlock, err := f.Lock(true)
 	if err != nil {
 		return err
 	}
-	err = f.Truncate(int64(plainSize()))
-	if err == nil {
-		err = lpmeta.Flash(f, int64(plainSize()), slots)
+	defer unlock()
+	if _, err := f.Read(name); !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return errors.Join(err, os.Remove(path+temporary))
-	}
-	return os.Rename(path+temporary, path)
+	return put(f, name, image)
 }
+
+// plainImage is the file in memory.
+type plainImage []byte
+
+func (i plainImage) ReadAt(p []byte, off int64) (int, error) {
+	return bytes.NewReader(i).ReadAt(p, off)
+}
+func (i plainImage) WriteAt(p []byte, off int64) (int, error) { return copy(i[off:], p), nil }
+func (i plainImage) Sync() error                              { return nil }

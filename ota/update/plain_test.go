@@ -1,6 +1,7 @@
 package update
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"path/filepath"
@@ -51,11 +52,43 @@ func TestPlainDevice(t *testing.T) {
 	}
 }
 
+// A partition that shrinks, goes or grows does not leave its own device, which is where
+// it is expected once the metadata are lost. One without a device is refused.
+func TestPlainDevicesApart(t *testing.T) {
+	w := plainWorld(t, 1, map[string]part{"product": {before: noise(1, 64)}, "system": {before: noise(2, 64)}, "vendor": {before: noise(3, 64)}})
+	meta, err := lpmeta.Read(w.super, 0)
+	must(t, err)
+	from, to := "_a", "_b"
+	for _, blocks := range []map[string]int{{"system": 20, "vendor": 8}, {"product": 30, "system": 64, "vendor": 40}, {"product": 64, "system": 1, "vendor": 64}} {
+		parts := map[string]part{}
+		for name, n := range blocks {
+			parts[name] = part{after: noise(4, n)}
+		}
+		p, err := planUpdate(meta, from, to, manifest(parts, deltas(t, parts)), 0)
+		must(t, err)
+		meta = p.target
+		for name, n := range blocks {
+			extents := meta.ExtentsOf(meta.Partition(name + to))
+			if len(extents) != 1 || meta.BlockDevices[extents[0].Source].Name != name || extents[0].Data != 0 || extents[0].NumSectors != uint64(n*blockSize/sectorSize) {
+				t.Errorf("expected %d blocks of %s at the start of its own device, found %v", n, name, extents)
+			}
+		}
+		from, to = to, from
+	}
+	for name, n := range map[string]int{"vendor": 65, "odm": 1, "cow": 1, "super": 1} {
+		parts := map[string]part{name: {after: noise(5, n)}}
+		_, err := planUpdate(meta, from, to, manifest(parts, deltas(t, parts)), 0)
+		if want := map[bool]error{true: ErrNoSpace, false: ErrManifest}[name == "vendor"]; !errors.Is(err, want) {
+			t.Errorf("%s of %d blocks: expected %v, found %v", name, n, want, err)
+		}
+	}
+}
+
 func TestPlainFile(t *testing.T) {
 	dir := t.TempDir()
 	must(t, os.WriteFile(filepath.Join(dir, "sys"), make([]byte, 64<<10), 0o600))
 	must(t, os.WriteFile(filepath.Join(dir, "cow"), make([]byte, 4<<20), 0o600))
-	config := `{"state": "state", "super": "super.meta", "slots": {"current": "_b", "misc": {"path": "misc"}},
+	config := `{"state": "state", "super": "state/super.meta", "slots": {"current": "_b", "misc": {"path": "misc"}},
 		"plain": {"partitions": {"system": "sys"}, "cow": "cow"}}`
 	c, err := ParseConfig([]byte(config), dir)
 	must(t, err)
@@ -71,12 +104,32 @@ func TestPlainFile(t *testing.T) {
 		must(t, d.Close())
 	}
 	must(t, os.WriteFile(filepath.Join(dir, "sys"), make([]byte, 5000), 0o600))
-	must(t, os.Remove(filepath.Join(dir, "super.meta")))
+	must(t, os.Remove(filepath.Join(dir, "state", "super.meta")))
 	if _, err := Open(c, nil, nil, nil); !errors.Is(err, ErrConfig) && !errors.Is(err, cow.ErrSize) {
 		t.Errorf("expected a device of no whole blocks to be refused, found %v", err)
 	}
-	if _, err := os.Stat(filepath.Join(dir, "super.meta")); !errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Stat(filepath.Join(dir, "state", "super.meta")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("expected no file, found %v", err)
+	}
+}
+
+// The file is there after a power cut, once it was made, and never made again.
+func TestPlainFileDurable(t *testing.T) {
+	for seed := range uint64(8) {
+		w := bareWorld(t, seed)
+		p := Plain{Partitions: map[string]string{"system": "/dev/system"}, Cow: "/dev/cow"}
+		all, err := p.metadata(map[string]uint64{"system": 64 << 10, plainCow: 4 << 20}, 0)
+		must(t, err)
+		must(t, writePlain(w.files, "partitions", all))
+		w.files.crash()
+		first, err := w.files.Read("partitions")
+		must(t, err)
+		all, err = p.metadata(map[string]uint64{"system": 64 << 10, plainCow: 4 << 20}, 1)
+		must(t, err)
+		must(t, writePlain(w.files, "partitions", all))
+		if again, err := w.files.Read("partitions"); err != nil || !bytes.Equal(first, again) {
+			t.Errorf("expected the file from before, found another one, %v", err)
+		}
 	}
 }
 

@@ -54,6 +54,11 @@ func planUpdate(running *lpmeta.Metadata, from, to string, manifest *pb.DeltaArc
 	if manifest.GetPartialUpdate() {
 		apply = p.target.ApplyPartial
 	}
+	if isPlain(running) {
+		if err := checkPlain(running, groups); err != nil {
+			return nil, err
+		}
+	}
 	if err := apply(groups); err != nil {
 		return nil, fmt.Errorf("new partitions: %w", noSpace(err))
 	}
@@ -107,7 +112,9 @@ func (p *planner) begin(running *lpmeta.Metadata) error {
 		return err
 	}
 	p.unused = b.Free()
-	p.target, err = lpmeta.ForUpdate(p.old, p.from, p.to)
+	if p.target, err = lpmeta.ForUpdate(p.old, p.from, p.to); err == nil && isPlain(running) {
+		p.target.OwnDevices()
+	}
 	return err
 }
 

@@ -29,13 +29,12 @@ type bootLoader struct {
 }
 
 const (
-	envSize    = 16 << 10
 	grubFile   = "grubenv"
 	entriesDir = "loader/entries"
 )
 
 var bootLoaders = map[string]bootLoader{
-	"uboot": {`{"uboot": {"size": 16384, "copies": [{"path": "/run/block/misc"}, {"path": "/run/block/misc", "offset": 16384}]}}`, setUpUBoot, bootUBoot},
+	"uboot": uboot(`{"uboot": {"size": 16384, "copies": [{"path": "/run/block/misc"}, {"path": "/run/block/misc", "offset": 16384}]}}`),
 	"grub":  {`{"grub": {"path": "/run/metadata/` + grubFile + `"}}`, setUpGrub, bootGrub},
 	"pc":    {`{"entries": {"dir": "/run/metadata/` + entriesDir + `"}}`, setUpEntries, bootEntries},
 }
@@ -69,28 +68,29 @@ func TestBootLoaders(t *testing.T) {
 	for name, l := range bootLoaders {
 		t.Run(name, func(t *testing.T) {
 			m := newMachine(t, w, chance(9), w.make(0, 0, 0), 24<<20)
-			m.loader = &l
-			m.check(os.WriteFile(filepath.Join(m.dir, name+".json"), []byte(l.config()), 0o644))
+			m.loader, m.config = &l, name+".json"
+			m.check(os.WriteFile(filepath.Join(m.dir, m.config), []byte(l.config()), 0o644))
 			l.setUp(m)
-			m.liveWith("lab.config=" + name + ".json")
+			m.liveWithLoader()
 		})
 	}
 }
 
-func (m *machine) liveWith(config string) {
+// liveWithLoader is one such life.
+func (m *machine) liveWithLoader() {
 	m.t.Helper()
-	words := append(m.offer(&offer{from: m.old, to: m.make(1, 1, 1), version: 3, codec: "lz4"}), config)
+	words := m.offer(&offer{from: m.old, to: m.make(1, 1, 1), version: 3, codec: "lz4"})
 	m.boot(cut{flush: 40, loss: volatile.LoseSectors}, append(words, "lab.do=install")...)
 	m.went(m.boot(cut{}, append(words, "lab.do=install")...))
-	m.boot(cut{said: "merge begins", loss: volatile.LoseAll}, config, "lab.do=merge")
-	m.isOver(m.boot(cut{}, config, "lab.do=merge"))
-	m.isOver(m.boot(cut{}, config, "lab.do=nothing"))
+	m.boot(cut{said: "merge begins", loss: volatile.LoseAll}, "lab.do=merge")
+	m.isOver(m.boot(cut{}, "lab.do=merge"))
+	m.isOver(m.boot(cut{}, "lab.do=nothing"))
 
 	was := m.old
-	words = append(m.offer(&offer{from: m.old, to: m.make(2, 0, -1), version: 3, codec: "lz4"}), config)
+	words = m.offer(&offer{from: m.old, to: m.make(2, 0, -1), version: 3, codec: "lz4"})
 	m.went(m.boot(cut{}, append(words, "lab.do=install")...))
 	for boots := 0; ; boots++ {
-		o := m.boot(cut{}, config, "lab.do=merge,bad")
+		o := m.boot(cut{}, "lab.do=merge,bad")
 		m.went(o)
 		if o.slot == m.from {
 			if boots == 0 {
@@ -103,25 +103,58 @@ func (m *machine) liveWith(config string) {
 		}
 	}
 	m.next = nil
-	m.isOver(m.boot(cut{}, config, "lab.do=merge"))
+	m.isOver(m.boot(cut{}, "lab.do=merge"))
 	if m.old != was {
 		m.fatal("expected the system from before")
 	}
 }
 
-func setUpUBoot(m *machine) {
-	e := &ubootenv.Env{Size: envSize, Redundant: true}
+// ubootPlace is where the two copies of the environment are on the disk misc.
+type ubootPlace struct {
+	Size   int `json:"size"`
+	Copies []struct {
+		Offset int64 `json:"offset"`
+	} `json:"copies"`
+}
+
+func ubootPlaceOf(slots string) ubootPlace {
+	var c struct {
+		UBoot ubootPlace `json:"uboot"`
+	}
+	_ = json.Unmarshal([]byte(slots), &c)
+	return c.UBoot
+}
+
+// end is how large misc has to be, bytes.
+func (p ubootPlace) end() (n int64) {
+	for _, c := range p.Copies {
+		n = max(n, c.Offset+int64(p.Size))
+	}
+	return n
+}
+
+func uboot(slots string) bootLoader {
+	p := ubootPlaceOf(slots)
+	return bootLoader{slots, p.setUp, p.boot}
+}
+
+func (p ubootPlace) setUp(m *machine) {
+	if len(p.Copies) != 2 {
+		m.fatal("expected two copies of U-Boot's environment, found %d", len(p.Copies))
+	}
+	e := &ubootenv.Env{Size: p.Size, Redundant: true}
 	m.check(e.Set("bootcmd", "run scan"))
 	b, err := e.Marshal()
 	m.check(err)
-	m.misc.Put(b, 0)
-	m.misc.Put(b, envSize)
+	for _, c := range p.Copies {
+		m.misc.Put(b, c.Offset)
+	}
 }
 
-// bootUBoot is a script with BOOT_ORDER and BOOT_x_LEFT, and two copies of the environment.
-func bootUBoot(m *machine) int {
+// boot is a script with BOOT_ORDER and BOOT_x_LEFT, and two copies of the environment.
+func (p ubootPlace) boot(m *machine) int {
 	block := m.misc.Contents()
-	e, which, err := ubootenv.Choose(block[:envSize], block[envSize:2*envSize])
+	e, which, err := ubootenv.Choose(block[p.Copies[0].Offset:][:p.Size], block[p.Copies[1].Offset:][:p.Size])
 	m.check(err)
 	get := func(name, otherwise string) string {
 		if v, ok := e.Get(name); ok {
@@ -139,7 +172,7 @@ func bootUBoot(m *machine) int {
 	}
 	b, err := e.Next().Marshal()
 	m.check(err)
-	m.misc.Put(b, int64(1-which)*envSize)
+	m.misc.Put(b, p.Copies[1-which].Offset)
 	return slot
 }
 

@@ -94,8 +94,10 @@ type machine struct {
 	power                       *volatile.Power
 	super, metadata, misc, data *volatile.Disk
 	vbmeta                      [2]*volatile.Disk
+	plain                       map[string]*volatile.Disk // instead of super: see plain_test.go
 	server                      *volatile.Server
 	loader                      *bootLoader // nil: a phone's
+	config                      string      // a file in the workshop's folder; "": the system's own
 	from                        int         // the slot with old
 	old, next                   *system
 	console                     string // of the last boot
@@ -107,20 +109,33 @@ type machine struct {
 func newMachine(t *testing.T, w *workshop, r *mrand.Rand, first *system, room int64) *machine {
 	m := &machine{workshop: w, t: t, r: r, power: new(volatile.Power), old: first}
 	m.super = m.power.AddDisk("super", 512, m.flash(first, superHead+w.largest()+room))
+	m.addDisks(first, 64<<10)
+	return m
+}
+
+// addDisks adds those that every machine has, and shows them all. misc is in bytes.
+func (m *machine) addDisks(first *system, misc int64) {
+	m.t.Helper()
 	m.metadata = m.power.AddDisk("metadata", labBlock, m.ext4(metadataDisk))
-	m.misc = m.power.AddDisk("misc", 512, make([]byte, 64<<10))
+	m.misc = m.power.AddDisk("misc", 512, make([]byte, misc))
 	m.data = m.power.AddDisk("data", labBlock, m.ext4(dataDisk))
 	m.vbmeta[0] = m.power.AddDisk("vbmeta_a", 512, slices.Clone(first.vbmeta))
 	m.vbmeta[1] = m.power.AddDisk("vbmeta_b", 512, make([]byte, vbmetaSize))
 	var err error
-	m.server, err = volatile.Serve(t.TempDir(), m.disks()...)
+	m.server, err = volatile.Serve(m.t.TempDir(), m.disks()...)
 	m.check(err)
-	t.Cleanup(func() { m.check(m.server.Close()) })
-	return m
+	m.t.Cleanup(func() { m.check(m.server.Close()) })
 }
 
 func (m *machine) disks() []*volatile.Disk {
-	return []*volatile.Disk{m.super, m.metadata, m.misc, m.data, m.vbmeta[0], m.vbmeta[1]}
+	all := []*volatile.Disk{m.metadata, m.misc, m.data, m.vbmeta[0], m.vbmeta[1]}
+	if m.super != nil {
+		all = append(all, m.super)
+	}
+	for _, name := range slices.Sorted(maps.Keys(m.plain)) {
+		all = append(all, m.plain[name])
+	}
+	return all
 }
 
 func (m *machine) check(err error) {
@@ -186,6 +201,10 @@ var _ cow.Device = memoryDisk(nil)
 func (m *machine) choose(recovery bool) int {
 	m.t.Helper()
 	if m.loader != nil {
+		if recovery {
+			misc, metadata := m.misc.Contents(), m.metadata.Contents()
+			defer func() { m.misc.Put(misc, 0); m.metadata.Put(metadata, 0) }()
+		}
 		return m.loader.choose(m)
 	}
 	block := m.misc.Contents()
@@ -235,6 +254,9 @@ func (m *machine) boot(c cut, words ...string) *outcome {
 	args := []string{"noreboot", "kmemleak=off", "mem=384M", "ncpus=1", "seccomp=on", "panic=-1", "printk.devkmsg=on", "con=null", "con0=null,fd:2",
 		"root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "init=" + filepath.Join(m.dir, "labdevice"),
 		"lab.folder=" + m.dir, "lab.disks=" + m.server.Dir(), "androidboot.slot_suffix=" + lpmeta.SuffixOf(slot), "lab.from=" + lpmeta.SuffixOf(m.from)}
+	if m.config != "" {
+		args = append(args, "lab.config="+m.config)
+	}
 	cmd := exec.CommandContext(ctx, filepath.Join(m.kernel, "linux"), append(args, words...)...)
 	cmd.Env = append(os.Environ(), "HOME="+folder)
 	m.power.On(c.step, c.flush, cancel)
@@ -396,7 +418,7 @@ func (m *machine) isOver(o *outcome) {
 	if last := states[len(states)-1]; last.State != "None" || len(last.Snapshots) > 0 || !last.Good {
 		m.fatal("expected no update and a good slot, found %+v", last)
 	}
-	files := slices.DeleteFunc(o.list("files"), func(f string) bool { return f == "state" })
+	files := slices.DeleteFunc(o.list("files"), func(f string) bool { return f == "state" || m.plain != nil && f == plainFile })
 	if len(files) > 0 {
 		m.fatal("expected no file but the state, found %q", files)
 	}
@@ -427,11 +449,22 @@ func (m *machine) onlyPartitions(o *outcome) {
 	}
 }
 
+// storage gives what has the metadata of partitions, and what is on the block devices
+// that these name.
+func (m *machine) storage() (super memoryDisk, devices map[string][]byte) {
+	m.t.Helper()
+	if m.plain != nil {
+		return m.plainStorage()
+	}
+	super = m.super.Contents()
+	return super, map[string][]byte{"super": super}
+}
+
 // superIsTidy checks what is in super: partitions of the right sizes and contents,
 // nothing else but COWs, and in either copy of the metadata the same.
 func (m *machine) superIsTidy() {
 	m.t.Helper()
-	super := memoryDisk(m.super.Contents())
+	super, devices := m.storage()
 	meta, err := lpmeta.Read(super, m.from)
 	m.check(err)
 	geometry, err := lpmeta.ReadGeometry(super)
@@ -444,13 +477,17 @@ func (m *machine) superIsTidy() {
 	found := map[string]bool{}
 	for i := range meta.Partitions {
 		p := &meta.Partitions[i]
-		if meta.Groups[p.Group].Name == "cow" {
+		if meta.Groups[p.Group].Name == "cow" || p.Attributes&lpmeta.Disabled != 0 {
 			continue
 		}
 		name := strings.TrimSuffix(p.Name, lpmeta.SuffixOf(m.from))
 		var body []byte
 		for _, l := range meta.Table(p) {
-			body = append(body, super[l.Data*512:][:l.Length*512]...)
+			device := meta.BlockDevices[l.Device].Name
+			if m.plain != nil && device != name {
+				m.fatal("expected partition %s on its own device, found %v", p.Name, meta.Table(p))
+			}
+			body = append(body, devices[device][l.Data*512:][:l.Length*512]...)
 		}
 		if !bytes.Equal(body, m.old.parts[name]) {
 			m.fatal("super: expected partition %s of %d bytes, found one of %d that differs at %d", p.Name, len(m.old.parts[name]), len(body), differ(body, m.old.parts[name]))

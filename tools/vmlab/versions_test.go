@@ -180,14 +180,22 @@ func (f *factory) make(number, vendor, product int) *system {
 
 // largest is how much the largest partitions take in super, with their trees, bytes.
 func (f *factory) largest() (n int64) {
-	for _, images := range [][][]byte{f.roots, f.kinds["vendor"], f.kinds["product"]} {
-		most := int64(0)
-		for _, b := range images {
-			most = max(most, int64(len(b))+f.tree().Size(int64(len(b))))
-		}
-		n += (most + 1<<20 - 1) &^ (1<<20 - 1)
+	for _, name := range []string{"system", "vendor", "product"} {
+		n += (f.largestOf(name) + 1<<20 - 1) &^ (1<<20 - 1)
 	}
 	return n
+}
+
+// largestOf is how long a partition can become, with its tree, bytes.
+func (f *factory) largestOf(name string) (most int64) {
+	images := f.kinds[name]
+	if name == "system" {
+		images = f.roots
+	}
+	for _, b := range images {
+		most = max(most, int64(len(b))+f.tree().Size(int64(len(b))))
+	}
+	return most
 }
 
 func (f *factory) tree() *verity.Tree {

@@ -89,10 +89,10 @@ func initramfs() error {
 		}
 	}
 	if p.do["wipe"] {
-		return wipe()
+		return wipe(p)
 	}
 	if p.do["recover"] {
-		return recoverMerge()
+		return recoverMerge(p)
 	}
 	return first(func() error { return mapPartitions(p) }, job.Loopback, startHTTP, enterSystem)
 }
@@ -117,12 +117,28 @@ func attachDisks() error {
 	}
 	for i, f := range files {
 		device := fmt.Sprintf("/dev/loop%d", i)
+		if err := addLoop(i); err != nil {
+			return fmt.Errorf("make %s: %w", device, err)
+		}
 		if err := attach(device, filepath.Join(disksDir, f.Name())); err != nil {
 			return fmt.Errorf("%s on %s: %w", device, f.Name(), err)
 		}
 		if err := os.Symlink(device, filepath.Join(blockDir, f.Name())); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// addLoop makes a loop device unless it is there: the kernel begins with eight.
+func addLoop(i int) error {
+	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer control.Close()
+	if err := unix.IoctlSetInt(int(control.Fd()), unix.LOOP_CTL_ADD, i); err != nil && err != unix.EEXIST {
+		return err
 	}
 	return nil
 }
@@ -170,12 +186,16 @@ func otactlOf(dir string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-func mapPartitions(p *plan) error {
-	name := "update.json"
+// early is the configuration that the initramfs has.
+func (p *plan) early() string {
 	if p.config != "" {
-		name = p.config
+		return filepath.Join(labDir, p.config)
 	}
-	cmd := otactlOf(labDir, "boot", "--config", filepath.Join(labDir, name), "--timeout", "30s", "--daemon", labDir+"/snapuserd", "--daemon-root", "/run/initramfs/cowbird")
+	return filepath.Join(labDir, "update.json")
+}
+
+func mapPartitions(p *plan) error {
+	cmd := otactlOf(labDir, "boot", "--config", p.early(), "--timeout", "30s", "--daemon", labDir+"/snapuserd", "--daemon-root", "/run/initramfs/cowbird")
 	var errs strings.Builder
 	cmd.Stderr = &errs
 	out, err := cmd.Output()
@@ -187,8 +207,8 @@ func mapPartitions(p *plan) error {
 }
 
 // wipe is what a recovery system does when the user's data are to go.
-func wipe() error {
-	out, err := otactlOf(labDir, "before-wipe", "--config", labDir+"/update.json", "--timeout", "30s", "--daemon", labDir+"/snapuserd").CombinedOutput()
+func wipe(p *plan) error {
+	out, err := otactlOf(labDir, "before-wipe", "--config", p.early(), "--timeout", "30s", "--daemon", labDir+"/snapuserd").CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("otactl before-wipe: %w: %s", err, out)
 	}
@@ -205,15 +225,15 @@ func wipe() error {
 
 // recoverMerge is what a recovery system does that people start when the system does
 // not stay up.
-func recoverMerge() error {
-	out, err := otactlOf(labDir, "merge", "--recovery", "--config", labDir+"/update.json", "--timeout", "30s", "--daemon", labDir+"/snapuserd").CombinedOutput()
+func recoverMerge(p *plan) error {
+	out, err := otactlOf(labDir, "merge", "--recovery", "--config", p.early(), "--timeout", "30s", "--daemon", labDir+"/snapuserd").CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("otactl merge --recovery: %w: %s", err, out)
 	}
 	var update struct {
 		State string `json:"state"`
 	}
-	if out, err = otactlOf(labDir, "update", "--json", "--config", labDir+"/update.json").Output(); err == nil {
+	if out, err = otactlOf(labDir, "update", "--json", "--config", p.early()).Output(); err == nil {
 		err = json.Unmarshal(out, &update)
 	}
 	if err != nil {
