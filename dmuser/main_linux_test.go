@@ -25,6 +25,7 @@ const (
 	classicEnv = "DMUSER_CLASSIC"
 	stuckEnv   = "DMUSER_STUCK" // the child reads its own device, and never answers
 	janitorEnv = "DMUSER_JANITOR"
+	sweepEnv   = "DMUSER_SWEEP"   // the child says what it has swept
 	hungEnv    = "DMUSER_HUNG"    // a folder in which the child shows a file
 	carrierEnv = "DMUSER_CARRIER" // of the child; fuse unless given
 )
@@ -41,6 +42,11 @@ func TestMain(m *testing.M) {
 	}
 	if os.Getenv(janitorEnv) != "" {
 		os.Exit(janitor())
+	}
+	if os.Getenv(sweepEnv) != "" {
+		c, _ := childCarrier()
+		fmt.Println(c.Sweep())
+		os.Exit(0)
 	}
 	// A test that panics while a thread reads a device of this very process
 	// would stay for good: see abortConnection.
@@ -123,7 +129,14 @@ type child struct {
 // startChild serves a device from another process, which dies with the test.
 func startChild(t *testing.T, c Carrier, size int64) *child {
 	t.Helper()
+	return startChildAs(t, c, size, nil)
+}
+
+// startChildAs does so as another user.
+func startChildAs(t *testing.T, c Carrier, size int64, who *syscall.Credential) *child {
+	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: who}
 	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d", helperEnv, size))
 	if f, ok := c.(*fuseCarrier); !ok {
 		cmd.Env = append(cmd.Env, carrierEnv+"="+c.Name())

@@ -53,13 +53,8 @@ func (c *nbdCarrier) Probe() error {
 
 // needAdmin looks for the right that the driver asks for.
 func needAdmin() error {
-	var data [2]unix.CapUserData
-	err := unix.Capget(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &data[0])
-	if err == nil && data[0].Effective&(1<<unix.CAP_SYS_ADMIN) == 0 {
-		err = unix.EPERM
-	}
-	if err != nil {
-		return fmt.Errorf("%w: the nbd driver: %w; run as root", ErrUnsupported, err)
+	if !isAdmin() {
+		return fmt.Errorf("%w: the nbd driver: %w; run as root", ErrUnsupported, unix.EPERM)
 	}
 	return nil
 }

@@ -108,3 +108,10 @@ func parseLabel(s string) (name string, o owner, ok bool) {
 	o, ok = parseOwner(rest[at+1:])
 	return rest[:at], o, ok
 }
+
+// isAdmin tells whether this process may do what drivers reserve for administrators.
+func isAdmin() bool {
+	var data [2]unix.CapUserData
+	err := unix.Capget(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &data[0])
+	return err == nil && data[0].Effective&(1<<unix.CAP_SYS_ADMIN) != 0
+}

@@ -63,14 +63,16 @@ func modeOf(f ublkctl.Flags) ublkMode {
 	return ublkCopy
 }
 
-// ublkCarrier is the carrier "ublk": the kernel's ublk driver.
+// ublkCarrier is the carrier "ublk": the kernel's ublk driver. Who is no administrator
+// but may open the driver's control file has devices of his own, whose nodes somebody
+// else, as a rule udev, must give him. They do not outlive their server: the driver
+// recovers no others than root's.
 type ublkCarrier struct {
 	buffers *bufferPool
 
 	// What follows is for tests and measurements.
-	mode         ublkMode
-	queues       int  // 0 means one; the driver makes no more than processors
-	unprivileged bool // make devices as somebody who is not root
+	mode   ublkMode
+	queues int // 0 means one; the driver makes no more than processors
 }
 
 func (c *ublkCarrier) Name() string { return "ublk" }
@@ -99,7 +101,7 @@ func (c *ublkCarrier) check(ctl *ublkctl.Control) error {
 // open opens the driver's control file.
 func (c *ublkCarrier) open() (*ublkctl.Control, error) {
 	var nodes func(uint32) string
-	if c.unprivileged {
+	if !isAdmin() {
 		nodes = func(id uint32) string { return "/dev/" + ublkCharName(id) }
 	}
 	ctl, err := ublkctl.Open(ublkctl.Path, nodes)
@@ -184,6 +186,9 @@ type ublkDev struct {
 func (c *ublkCarrier) newDevice(name string, b Backend) (*ublkDev, error) {
 	d := &ublkDev{carrier: c, backend: b, name: name, size: b.Size(), mode: c.mode, char: -1, dead: -1, done: make(chan struct{})}
 	d.file, _ = b.(FileBackend)
+	if !isAdmin() { // has no other
+		d.mode = ublkCopy
+	}
 	var err error
 	if d.spare, err = newReserve(maxRead); err != nil {
 		return nil, fmt.Errorf("map %d bytes in reserve: %w", maxRead, err)
@@ -232,23 +237,28 @@ func (d *ublkDev) make(ctl *ublkctl.Control, blockSize uint32) error {
 	c := d.carrier
 	d.info = ublkctl.Info{
 		Queues: uint16(max(1, c.queues)), Depth: ublkDepth, MaxIO: maxRead, ID: ublkctl.AnyID,
-		Flags: ublkWanted | ublkWelcome | c.mode.flags(), Private: ublkIdentity(d.name),
+		Flags: ublkWanted | ublkWelcome | d.mode.flags(), Private: ublkIdentity(d.name),
 	}
-	if c.unprivileged {
-		d.info.Flags = ublkctl.IoctlCodes | ublkctl.Unprivileged
+	if !isAdmin() {
+		d.info.Flags &^= ublkctl.Recovery | ublkctl.Reissue | ublkctl.Quiesce
+		d.info.Flags |= ublkctl.Unprivileged
 	}
 	if err := ctl.Add(&d.info); err != nil {
 		return err
 	}
 	err := d.setUp(ctl, blockSize)
 	if err != nil {
+		if d.char >= 0 {
+			_ = unix.Close(d.char)
+			d.char = -1
+		}
 		_ = ctl.Delete(d.info.ID)
 	}
 	return err
 }
 
 func (d *ublkDev) setUp(ctl *ublkctl.Control, blockSize uint32) error {
-	if err := ublkctl.Need(d.info.Flags, d.carrier.mode.flags()); err != nil {
+	if err := ublkctl.Need(d.info.Flags, d.mode.flags()); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnsupported, err)
 	}
 	if err := d.openChar(ctl); err != nil {
@@ -272,7 +282,8 @@ func ublkParams(name string, size int64, blockSize uint32) ublkctl.Params {
 
 // openChar opens the character device, which one process at a time can.
 func (d *ublkDev) openChar(ctl *ublkctl.Control) error {
-	p, err := ctl.Params(d.info.ID)
+	var p ublkctl.Params
+	err := patiently(func() (err error) { p, err = ctl.Params(d.info.ID); return err })
 	if err != nil {
 		return err
 	}
@@ -280,22 +291,24 @@ func (d *ublkDev) openChar(ctl *ublkctl.Control) error {
 	if err != nil {
 		return err
 	}
-	if d.char, err = openPatiently(path); err != nil {
+	err = patiently(func() (err error) { d.char, err = unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0); return err })
+	if err != nil {
 		return fmt.Errorf("open %s: %w", path, err)
 	}
 	return nil
 }
 
-// openPatiently waits a moment for whatever gives a new node its owner.
-func openPatiently(path string) (fd int, err error) {
-	for range closeTries {
-		fd, err = unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
-		if err != unix.EINTR && err != unix.EACCES {
-			break
+// ownerWait is how long whatever gives new nodes their owners may take.
+const ownerWait = 3 * time.Second
+
+// patiently does what the owner of a node may do.
+func patiently(f func() error) error {
+	for end := time.Now().Add(ownerWait); ; time.Sleep(closeBackoff) {
+		err := f()
+		if !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.EACCES) || time.Now().After(end) {
+			return err
 		}
-		time.Sleep(closeBackoff)
 	}
-	return fd, err
 }
 
 // begin serves the device. It returns when the device can be opened, or ctx ends.
@@ -535,17 +548,27 @@ func (d *ublkDev) isOver() bool {
 }
 
 // queuesEnded follows the end of the last queue. The device is deleted while its
-// character file is open, so that its number cannot be another's by now.
+// character file is open, so that its number cannot be another's by now; that of an
+// unprivileged device is its own until it is deleted, which is later.
 func (d *ublkDev) queuesEnded() {
-	if !d.keeping.Load() {
-		if ctl, err := d.carrier.open(); err == nil {
-			_ = ctl.Delete(d.info.ID)
-			ctl.Close()
-		}
+	if !d.isUnprivileged() {
+		d.delete()
 	}
 	d.work.drop()
 	d.disconnect()
 	d.work.finish(d.finish)
+}
+
+func (d *ublkDev) isUnprivileged() bool { return d.info.Flags&ublkctl.Unprivileged != 0 }
+
+func (d *ublkDev) delete() {
+	if d.keeping.Load() {
+		return
+	}
+	if ctl, err := d.carrier.open(); err == nil {
+		_ = ctl.Delete(d.info.ID)
+		ctl.Close()
+	}
 }
 
 // disconnect lets go of the device. A dead descriptor takes its number, so that a
@@ -562,5 +585,8 @@ func (d *ublkDev) finish() {
 		q.free()
 	}
 	d.free()
+	if d.isUnprivileged() {
+		d.delete()
+	}
 	close(d.done)
 }

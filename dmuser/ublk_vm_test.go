@@ -3,14 +3,18 @@
 package dmuser
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -66,6 +70,80 @@ func TestUblkReserve(t *testing.T) {
 	testDirectReads(t, c)
 	testConcurrentReads(t, c)
 	testReadError(t, c)
+}
+
+// A user who is no administrator serves a device of his own, once somebody gives him the
+// nodes of what the driver says is his. When he closes it nothing is left, and what a
+// server leaves that is killed he can sweep.
+func TestUblkUnprivileged(t *testing.T) {
+	const user = 65534
+	nobody := &syscall.Credential{Uid: user, Gid: user}
+	must(t, os.Chmod(ublkctl.Path, 0o666))
+	defer os.Chmod(ublkctl.Path, 0o600)
+	defer giveNodes(t)()
+
+	before := ublkIDs()
+	c := startChildAs(t, ublks, testSize, nobody)
+	got, err := os.ReadFile(c.path)
+	want := make([]byte, testSize)
+	_, _ = pattern(testSize).ReadAt(want, 0)
+	if err != nil || !bytes.Equal(got, want) {
+		t.Errorf("expected the pattern, found %d bytes, %v", len(got), err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(c.path, &st); err != nil || st.Uid != user {
+		t.Errorf("expected a device of user %d, found one of %d, %v", user, st.Uid, err)
+	}
+	// To the driver it is a device like others, with a server that lives.
+	if removed, err := ublks.Sweep(); len(removed) > 0 || err != nil {
+		t.Errorf("expected nothing to be swept, found %q, %v", removed, err)
+	}
+	must(t, c.stdin.Close())
+	if err := c.Wait(); err != nil {
+		t.Errorf("expected the device to be closed, found %v", err)
+	}
+	if left := ublkIDs(); !slices.Equal(left, before) {
+		t.Errorf("expected the devices %v, found %v", before, left)
+	}
+
+	startChildAs(t, ublks, testSize, nobody).kill()
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), sweepEnv+"=1", carrierEnv+"="+ublks.Name())
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: nobody}
+	if out, err := cmd.CombinedOutput(); err != nil || string(out) != "[child] <nil>\n" {
+		t.Errorf("expected the user to sweep what was left, found %s, %v", out, err)
+	}
+	if left := ublkIDs(); !slices.Equal(left, before) {
+		t.Errorf("expected the devices %v, found %v", before, left)
+	}
+}
+
+// giveNodes gives the nodes of devices to whom they belong, as a rule of udev does,
+// until the function that it returns is called.
+func giveNodes(t *testing.T) (stop func()) {
+	ctl, err := ublkctl.Open(ublkctl.Path, func(id uint32) string { return "/dev/" + ublkCharName(id) })
+	must(t, err)
+	stopped, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			for _, id := range ublkIDs() {
+				info, err := ctl.Info(id)
+				if err != nil {
+					continue
+				}
+				for _, name := range []string{ublkCharName(id), ublkName(id)} {
+					_ = os.Lchown("/dev/"+name, int(info.UID), int(info.GID))
+				}
+			}
+			select {
+			case <-stopped:
+				return
+			case <-time.After(20 * time.Millisecond):
+			}
+		}
+	}()
+	return func() { close(stopped); <-done; ctl.Close() }
 }
 
 // fileBackend is a pattern, stretches of which lie in a file.

@@ -164,8 +164,14 @@ func (c *Control) TryStop(id uint32) error {
 }
 
 // Delete stops the device if need be, and removes it as soon as its character file
-// is closed.
-func (c *Control) Delete(id uint32) error { return c.do("delete", codeDeleteAsync, id, 0, nil) }
+// is closed. Without privileges it waits for that: the driver allows nothing else.
+func (c *Control) Delete(id uint32) error {
+	code := uint32(codeDeleteAsync)
+	if c.path != nil {
+		code = codeDelete
+	}
+	return c.do("delete", code, id, 0, nil)
+}
 
 // StartRecovery begins to take over a quiesced device; EBUSY while it has a server.
 func (c *Control) StartRecovery(id uint32) error {

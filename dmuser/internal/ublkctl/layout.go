@@ -157,6 +157,7 @@ const (
 const (
 	codeInfo          = 0x80207502
 	codeAdd           = 0xc0207504
+	codeDelete        = 0xc0207505
 	codeStart         = 0xc0207506
 	codeStop          = 0xc0207507
 	codeSetParams     = 0xc0207508

@@ -19,7 +19,7 @@ func code(write bool, size, number uint32) uint32 {
 
 func TestCodes(t *testing.T) {
 	for got, want := range map[uint32]uint32{
-		codeInfo: code(false, 32, 2), codeAdd: code(true, 32, 4), codeStart: code(true, 32, 6),
+		codeInfo: code(false, 32, 2), codeAdd: code(true, 32, 4), codeDelete: code(true, 32, 5), codeStart: code(true, 32, 6),
 		codeStop: code(true, 32, 7), codeSetParams: code(true, 32, 8), codeParams: code(false, 32, 9),
 		codeStartRecovery: code(true, 32, 16), codeEndRecovery: code(true, 32, 17),
 		codeInfoByPath: code(false, 32, 18), codeFeatures: code(false, 32, 19), codeDeleteAsync: code(false, 32, 20),
