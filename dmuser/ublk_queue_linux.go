@@ -193,6 +193,12 @@ func (q *ublkQueue) tearDown() {
 		_ = unix.Munmap(q.descs)
 	}
 	if q.ring != nil {
+		// Requests lie in it that nobody will answer here. The driver takes the
+		// device for served while they do, and this thread may read that very
+		// device next: then the ring's end would wait for it.
+		if q.d.mode == ublkZeroCopy {
+			_ = q.ring.DropBuffers()
+		}
 		q.ring.Close()
 	}
 }

@@ -81,12 +81,13 @@ type offsets struct {
 }
 
 const (
-	setupLarge       = 1 << 10
-	setupExclusive   = 1<<12 | 1<<13 // one submitter, which does the kernel's part when it waits
-	featureOneMap    = 1 << 0
-	enterGetEvents   = 1 << 0
-	registerBuffers2 = 15
-	registerSparse   = 1 << 0
+	setupLarge        = 1 << 10
+	setupExclusive    = 1<<12 | 1<<13 // one submitter, which does the kernel's part when it waits
+	featureOneMap     = 1 << 0
+	enterGetEvents    = 1 << 0
+	unregisterBuffers = 1
+	registerBuffers2  = 15
+	registerSparse    = 1 << 0
 )
 
 // buffersArg is the argument of registerBuffers2.

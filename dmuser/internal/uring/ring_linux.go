@@ -138,6 +138,16 @@ func (r *Ring) SparseBuffers(n int) error {
 	return nil
 }
 
+// DropBuffers takes the table away, and gives back what lies in it, at once. Close does
+// so too, but may have to wait for a thread that has used the ring.
+func (r *Ring) DropBuffers() error {
+	_, _, errno := unix.Syscall6(unix.SYS_IO_URING_REGISTER, uintptr(r.fd), unregisterBuffers, 0, 0, 0, 0)
+	if errno != 0 {
+		return &Error{Op: "unregister buffers", Errno: errno}
+	}
+	return nil
+}
+
 // Close gives the ring back. The kernel cancels what has not completed.
 func (r *Ring) Close() {
 	for _, mem := range [][]byte{r.mem, r.entryMem} {

@@ -96,6 +96,12 @@ func TestSparseBuffers(t *testing.T) {
 	if err := r.SparseBuffers(8); !errors.Is(err, unix.EBUSY) {
 		t.Errorf("a second table: expected EBUSY, found %v", err)
 	}
+	if err := r.DropBuffers(); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.SparseBuffers(8); err != nil {
+		t.Errorf("expected room for another table, found %v", err)
+	}
 }
 
 func TestCommandToNoDriver(t *testing.T) {
