@@ -40,7 +40,7 @@ bench: ## measure what is promised, beside its reference (root; BENCHFLAGS=-quic
 torture: ## updates of devices that suffer (TORTUREFLAGS='-torture 5000 -torture-seed 7'; VM=1, VM=sweep or VM=short: with a real kernel, '-lives 5 -life-seed 7')
 	@case "$(VM)" in \
 	'') ;; \
-	short) tools/setup.sh vmtest; exec nice -n 5 go test -tags vmhost ./tools/vmlab -run '^Test(VolatileGuest|TortureKernel)$$' -v -lives 1 -life-seed 13 $(TORTUREFLAGS) ;; \
+	short) tools/setup.sh vmtest; exec nice -n 5 go test -tags vmhost ./tools/vmlab -run '^Test(DKMS|VolatileGuest|TortureKernel)$$' -v -lives 1 -life-seed 13 $(TORTUREFLAGS) ;; \
 	sweep) tools/setup.sh vmtest; exec nice -n 5 go test -tags vmhost ./tools/vmlab -run '^TestSweepKernel$$' -v -timeout 0 $(TORTUREFLAGS) ;; \
 	*) tools/setup.sh vmtest; exec nice -n 5 go test -tags vmhost ./tools/vmlab -run '^Test(VolatileGuest|Accidents|DeviceExtents|BootLoaders|PlainKernel|TortureKernel)$$' -v -timeout 0 -lives 20 $(TORTUREFLAGS) ;; \
 	esac; \

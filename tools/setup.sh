@@ -84,7 +84,11 @@ qemu-storage-daemon     qemu-utils qemu-system-common
 taskset                 util-linux
 xdelta3                 xdelta3
 " ;;
-vmtest) needs=$image_needs$guest_needs ;;
+vmtest) needs="$image_needs$guest_needs
+dkms                    dkms
+unshare                 util-linux
+/usr/share/doc/linux-headers-cloud-amd64  linux-headers-cloud-amd64
+" ;;
 vmbench) needs="$image_needs$guest_needs
 qemu-nbd                qemu-utils
 nbdkit                  nbdkit
