@@ -5,14 +5,14 @@ import "sync"
 // crew is how many work on one thing at a time.
 type crew int
 
-// smallText is the length of a text, or of a list, that is not worth sharing.
-const smallText = 1 << 16
+// worthSharing is from which length on a list is.
+const worthSharing = 1 << 14
 
 // share calls f for as many parts of a list of n as there are in the crew, of which all
 // but small lists are done at the same time. Parts may be empty.
 func (w crew) share(n int, f func(part, from, to int)) {
 	k := int(w)
-	if k == 1 || n < smallText/4 {
+	if n < worthSharing {
 		for part := range k - 1 {
 			f(part, 0, 0)
 		}

@@ -116,10 +116,8 @@ type sorter[C character, T index] struct {
 const block = 1 << 16
 
 func newSorter[C character, T index](text []C, sa []T, k int, w crew) *sorter[C, T] {
+	w = max(1, min(w, crew(len(text)/block))) // a block for each, or memory for nothing
 	s := &sorter[C, T]{text: text, sa: sa, crew: w, buckets: newBuckets[C, T](text, k)}
-	if len(text) < smallText {
-		s.crew = 1
-	}
 	n := min(len(text), block)
 	for range s.crew {
 		s.found = append(s.found, make([]T, n+1))
