@@ -186,9 +186,6 @@ type ublkDev struct {
 func (c *ublkCarrier) newDevice(name string, b Backend) (*ublkDev, error) {
 	d := &ublkDev{carrier: c, backend: b, name: name, size: b.Size(), mode: c.mode, char: -1, dead: -1, done: make(chan struct{})}
 	d.file, _ = b.(FileBackend)
-	if !isAdmin() { // has no other
-		d.mode = ublkCopy
-	}
 	var err error
 	if d.spare, err = newReserve(maxRead); err != nil {
 		return nil, fmt.Errorf("map %d bytes in reserve: %w", maxRead, err)
@@ -234,14 +231,14 @@ func (d *ublkDev) obtain(ctl *ublkctl.Control, blockSize uint32) (start func(*ub
 
 // make makes a new device.
 func (d *ublkDev) make(ctl *ublkctl.Control, blockSize uint32) error {
-	c := d.carrier
-	d.info = ublkctl.Info{
-		Queues: uint16(max(1, c.queues)), Depth: ublkDepth, MaxIO: maxRead, ID: ublkctl.AnyID,
-		Flags: ublkWanted | ublkWelcome | d.mode.flags(), Private: ublkIdentity(d.name),
-	}
+	flags := ublkWanted | ublkWelcome
 	if !isAdmin() {
-		d.info.Flags &^= ublkctl.Recovery | ublkctl.Reissue | ublkctl.Quiesce
-		d.info.Flags |= ublkctl.Unprivileged
+		d.mode = ublkCopy
+		flags = flags&^(ublkctl.Recovery|ublkctl.Reissue|ublkctl.Quiesce) | ublkctl.Unprivileged
+	}
+	d.info = ublkctl.Info{
+		Queues: uint16(max(1, d.carrier.queues)), Depth: ublkDepth, MaxIO: maxRead, ID: ublkctl.AnyID,
+		Flags: flags | d.mode.flags(), Private: ublkIdentity(d.name),
 	}
 	if err := ctl.Add(&d.info); err != nil {
 		return err
