@@ -97,6 +97,8 @@ type PartitionPlan struct {
 	NewSize int64  `json:"new_size"`
 	NewHash string `json:"new_sha256"`
 	Items   []Item `json:"items"`
+
+	blocks, oldBlocks blockHashes // nil: not known
 }
 
 // Plan is a payload before its operations are made.
@@ -108,7 +110,7 @@ type Plan struct {
 }
 
 // planFormat changes whenever the same images would give other items or results.
-const planFormat = 3
+const planFormat = 4
 
 func (o *Options) settings() string {
 	return fmt.Sprintf("minor %d effort %v zstd %v", o.Minor, o.Effort, o.Zstd)
@@ -151,7 +153,7 @@ func (o *Options) imageBytes() (n int64) {
 type planner struct {
 	o        *Options
 	part     Partition
-	new, old []blockHash
+	new, old blockHashes
 	kinds    []Kind   // by new block; Diff is what is still to be decided
 	from     []uint64 // by new block, for Copy
 	items    []Item
@@ -173,13 +175,27 @@ func hashOf(block []byte) blockHash {
 	return blockHash{maphash.Bytes(seeds[0], block), maphash.Bytes(seeds[1], block)}
 }
 
+// blockHashes are those of an image.
+type blockHashes []blockHash
+
+// has tells whether the image has these blocks at an offset.
+func (all blockHashes) has(off int64, blocks []byte) bool {
+	first := int(off / blockSize)
+	for i := 0; i < len(blocks); i += blockSize {
+		if n := first + i/blockSize; n >= len(all) || all[n] != hashOf(blocks[i:i+blockSize]) {
+			return false
+		}
+	}
+	return true
+}
+
 func planPartition(ctx context.Context, o *Options, part Partition, report *progress) (*PartitionPlan, error) {
 	newer, old, err := o.scan(ctx, part, report)
 	if err != nil {
 		return nil, err
 	}
 	p := &planner{o: o, part: part, new: newer.blocks, old: old.blocks}
-	pp := &PartitionPlan{Name: part.Name, NewSize: part.New.Size, NewHash: newer.hash}
+	pp := &PartitionPlan{Name: part.Name, NewSize: part.New.Size, NewHash: newer.hash, blocks: newer.blocks, oldBlocks: old.blocks}
 	if part.Old != nil {
 		pp.OldSize, pp.OldHash = part.Old.Size, old.hash
 	}
@@ -196,7 +212,7 @@ func planPartition(ctx context.Context, o *Options, part Partition, report *prog
 
 // scanned is what has been found out about an image.
 type scanned struct {
-	blocks []blockHash
+	blocks blockHashes
 	hash   string // of the whole, SHA-256
 }
 
@@ -214,7 +230,7 @@ func (o *Options) scan(ctx context.Context, part Partition, report *progress) (n
 // read hashes each block and the whole, in one go.
 func (s *scanned) read(ctx context.Context, what string, img cow.Image, report *progress) error {
 	const piece = 64
-	s.blocks = make([]blockHash, 0, img.Size/blockSize)
+	s.blocks = make(blockHashes, 0, img.Size/blockSize)
 	whole := sha256.New()
 	b := make([]byte, piece*blockSize)
 	for off := int64(0); off < img.Size; off += int64(len(b)) {
@@ -434,7 +450,8 @@ func (p *planner) regions() {
 // likely is where the old partition may have another version of blocks: around what
 // their neighbours were copied from, or else around their own place.
 func (p *planner) likely(first, end int) (src []Range) {
-	const near, around = 64, 16
+	const near = 64
+	around := min(16, end-first)
 	var starts []int
 	for i := first - 1; i >= max(0, first-near); i-- {
 		if p.kinds[i] == Copy {
