@@ -64,8 +64,10 @@ type CowOptions struct {
 	// goroutine at a time.
 	OnProgress func(done, total int64)
 	// OnVerify, if not nil, is called with bytes of the new partition that have been
-	// read back, in the end, by one goroutine.
+	// read back, in the end, by one goroutine at a time.
 	OnVerify func(done int64)
+	// Known may save hashing.
+	Known Known
 }
 
 // CowDevice is a file or device for a COW, such as a cow.FileDevice.
@@ -312,7 +314,7 @@ type decoding struct {
 func (i *install) feed(ctx context.Context, order, work chan<- *decoding) {
 	defer close(work)
 	defer close(order)
-	ops := &Operations{Partition: i.o.Partition, BlockSize: cowfile.BlockSize, Blobs: i.o.Blobs, Old: i.o.Old, Memory: newDeviceMemory(i.o.Memory, i.o.Spool)}
+	ops := &Operations{Partition: i.o.Partition, BlockSize: cowfile.BlockSize, Blobs: i.o.Blobs, Old: i.o.Old, Known: i.o.Known, Memory: newDeviceMemory(i.o.Memory, i.o.Spool)}
 	for n := i.next; n < len(i.ops); n++ {
 		op, done, err := ops.At(n)
 		d := &decoding{op: op, done: done, requests: make(chan request, 2), err: err}
@@ -702,32 +704,9 @@ func (v *verityWriter) ReadAt(p []byte, off int64) (int, error) {
 	return n, err
 }
 
-// verify reads the new partition and compares its hash.
+// verify reads the new partition and compares it.
 func (i *install) verify(ctx context.Context) error {
 	return i.withSnapshot(func(s *cow.Snapshot) error {
-		got, err := sum(&cancellable{ctx: ctx, r: io.NewSectionReader(s, 0, i.total), read: i.o.OnVerify})
-		if err != nil {
-			return err
-		}
-		return checkTarget(i.o.Partition, got)
+		return (&verifying{partition: i.o.Partition, got: s, size: i.total, known: i.o.Known, workers: i.o.Workers, read: i.o.OnVerify}).run(ctx)
 	})
-}
-
-// cancellable ends with its context.
-type cancellable struct {
-	ctx  context.Context
-	r    io.Reader
-	done int64
-	read func(done int64) // nil: nobody wants to know
-}
-
-func (c *cancellable) Read(p []byte) (int, error) {
-	if err := context.Cause(c.ctx); err != nil {
-		return 0, err
-	}
-	n, err := c.r.Read(p)
-	if c.done += int64(n); c.read != nil {
-		c.read(c.done)
-	}
-	return n, err
 }

@@ -31,6 +31,8 @@ type DirectOptions struct {
 	// is as there.
 	OnProgress func(done, total int64)
 	OnVerify   func(done int64)
+	// Known is as in CowOptions.
+	Known Known
 }
 
 // Direct writes a partition where it belongs: one that is no snapshot, in the other
@@ -51,11 +53,7 @@ func Direct(ctx context.Context, o DirectOptions) error {
 	if err := errors.Join(WriteVerity(o.Partition, d.blockSize, o.New), o.New.Sync()); err != nil {
 		return err
 	}
-	got, err := sum(&cancellable{ctx: ctx, r: io.NewSectionReader(o.New, 0, int64(info.GetSize())), read: o.OnVerify})
-	if err != nil {
-		return err
-	}
-	return checkTarget(o.Partition, got)
+	return (&verifying{partition: o.Partition, got: o.New, size: int64(info.GetSize()), known: o.Known, workers: o.Workers, read: o.OnVerify}).run(ctx)
 }
 
 type direct struct {
@@ -71,7 +69,7 @@ type directTask struct {
 }
 
 func (d *direct) feed(submit func(directTask) bool) error {
-	ops := &Operations{Partition: d.o.Partition, BlockSize: d.blockSize, Blobs: d.o.Blobs, Old: d.o.Old, Memory: newDeviceMemory(d.o.Memory, d.o.Spool)}
+	ops := &Operations{Partition: d.o.Partition, BlockSize: d.blockSize, Blobs: d.o.Blobs, Old: d.o.Old, Known: d.o.Known, Memory: newDeviceMemory(d.o.Memory, d.o.Spool)}
 	for i := range d.o.Partition.GetOperations() {
 		do, done, err := ops.At(i)
 		if err != nil {

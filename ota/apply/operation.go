@@ -45,6 +45,8 @@ type Operation struct {
 	Blob *io.SectionReader
 	// Old is the old partition; nil if the type reads none.
 	Old io.ReaderAt
+	// Known may save the hashing of what it reads of Old.
+	Known Known
 	// Memory is what it shares with others; nil: nothing bounds it.
 	Memory *Memory
 
@@ -58,6 +60,7 @@ type Operations struct {
 	Blobs     Blobs
 	// Old may be nil if no operation reads the old partition.
 	Old    io.ReaderAt
+	Known  Known
 	Memory *Memory
 }
 
@@ -65,7 +68,7 @@ type Operations struct {
 // run.
 func (s *Operations) At(n int) (o *Operation, done func(), err error) {
 	op := s.Partition.GetOperations()[n]
-	o, done = &Operation{InstallOperation: op, Partition: s.Partition, Number: n, BlockSize: s.BlockSize, Memory: s.Memory}, func() {}
+	o, done = &Operation{InstallOperation: op, Partition: s.Partition, Number: n, BlockSize: s.BlockSize, Known: s.Known, Memory: s.Memory}, func() {}
 	if payload.HasSource(op.GetType()) {
 		o.Old = s.Old
 	}
@@ -145,6 +148,11 @@ func (o *Operation) checkSource() error {
 	if o.Old == nil || len(o.GetSrcSha256Hash()) == 0 {
 		return nil
 	}
+	if o.Known.Old != nil {
+		if known, err := o.sourceKnown(); known || err != nil {
+			return err
+		}
+	}
 	r := o.source()
 	got, err := sum(io.NewSectionReader(r, 0, r.size))
 	if err != nil {
@@ -158,6 +166,28 @@ func (o *Operation) checkSource() error {
 		return err
 	}
 	return mark(ErrSource, verify.Source(o.Partition, o.Number, got, whole[:]))
+}
+
+// sourceKnown asks who knows what the old partition has.
+func (o *Operation) sourceKnown() (bool, error) {
+	b := copyBuffers.Get().(*[copySize]byte)
+	defer copyBuffers.Put(b)
+	for _, e := range o.GetSrcExtents() {
+		if e.GetStartBlock() == payload.Hole {
+			continue
+		}
+		off, end := int64(e.GetStartBlock())*o.BlockSize, int64(e.GetStartBlock()+e.GetNumBlocks())*o.BlockSize
+		for ; off < end; off += copySize {
+			n := min(copySize, end-off)
+			if k, err := o.Old.ReadAt(b[:n], off); int64(k) < n {
+				return false, &ioError{fmt.Errorf("read %d bytes of the old partition at %d: %w", n, off, err)}
+			}
+			if !o.Known.Old(off, b[:n]) {
+				return false, nil
+			}
+		}
+	}
+	return true, nil
 }
 
 // mark makes a refusal one of this package's errors as well.

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
@@ -451,4 +452,55 @@ func trusted(t *testing.T, b, trust []byte, w *Written) {
 	m, err := verify.Read(bytes.NewReader(b), int64(len(b)), policy)
 	must(t, err)
 	must(t, verify.File(t.Context(), m, bytes.NewReader(b), int64(len(b)), policy, nil))
+}
+
+// changing is an image of which a byte changes.
+type changing struct {
+	cow.Image
+	at      int64
+	changed atomic.Bool
+}
+
+func (c *changing) ReadAt(p []byte, off int64) (int, error) {
+	n, err := c.Image.R.ReadAt(p, off)
+	if c.changed.Load() && off <= c.at && c.at < off+int64(n) {
+		p[c.at-off] ^= 1
+	}
+	return n, err
+}
+
+// Images that change while a payload is made of them do not give one.
+func TestChangedImage(t *testing.T) {
+	p := readPair(t, "delta_m8_zucchini_arm64_none")
+	for _, which := range []string{"old", "new"} {
+		t.Run(which, func(t *testing.T) {
+			o := p.options()
+			o.Effort, o.Spool = Fast, t.TempDir()
+			must(t, o.check())
+			part := &o.Partitions[0]
+			img := part.Old
+			if which == "new" {
+				img = &part.New
+			}
+			c := &changing{Image: *img}
+			img.R = c
+			plan, err := NewPlan(t.Context(), o)
+			must(t, err)
+			for _, it := range plan.Partitions[0].Items {
+				if it.Kind == Diff {
+					c.at = int64(it.Dst[0].Start) * blockSize
+					if which == "old" {
+						c.at = int64(it.Src[0].Start) * blockSize
+					}
+				}
+			}
+			c.changed.Store(true)
+			if made, err := plan.make(t.Context()); !errors.Is(err, ErrCheck) {
+				t.Errorf("expected ErrCheck, found %v", err)
+				if err == nil {
+					must(t, made.Close())
+				}
+			}
+		})
+	}
 }

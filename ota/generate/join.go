@@ -256,8 +256,20 @@ func (p *Plan) prove(ctx context.Context, out *Payload, i int, report *progress)
 	}
 	err = apply.Direct(ctx, apply.DirectOptions{Metadata: &payload.Metadata{Manifest: out.Manifest}, Partition: out.Manifest.Partitions[i],
 		Blobs: out, Old: p.old(i), New: d, Workers: p.o.Workers, Memory: p.o.Memory, Spool: p.o.Spool,
-		OnProgress: report.installed(), OnVerify: report.grown()})
+		OnProgress: report.installed(), OnVerify: report.grown(), Known: p.known(i)})
 	return checked(ctx, err)
+}
+
+// known tells blocks by what they were when the plan was made, unless that was another
+// process.
+func (p *Plan) known(i int) (k apply.Known) {
+	if part := &p.Partitions[i]; part.blocks != nil {
+		k.New = part.blocks.has
+		if part.oldBlocks != nil {
+			k.Old = part.oldBlocks.has
+		}
+	}
+	return k
 }
 
 func checked(ctx context.Context, err error) error {
@@ -304,7 +316,7 @@ func (p *Plan) estimate(ctx context.Context, out *Payload, i int, report *progre
 	}
 	defer d.Close()
 	o := apply.CowOptions{Metadata: &payload.Metadata{Manifest: out.Manifest}, Partition: u, Blobs: out, Old: p.old(i), Cow: d,
-		Workers: p.o.Workers, Memory: p.o.Memory, Spool: p.o.Spool, OnProgress: report.installed(), OnVerify: report.grown()}
+		Workers: p.o.Workers, Memory: p.o.Memory, Spool: p.o.Spool, OnProgress: report.installed(), OnVerify: report.grown(), Known: p.known(i)}
 	v3 := p.o.Dynamic.GetCowVersion() >= 3
 	if !v3 {
 		o.LabelEvery = -1
