@@ -358,7 +358,7 @@ func TestAnotherPlan(t *testing.T) {
 	must(t, err)
 	good, err := plan.Encode()
 	must(t, err)
-	for what, change := range map[string][2]string{"format": {`"format": 3`, `"format": 2`}, "size": {`"new_size": 65536`, `"new_size": 69632`},
+	for what, change := range map[string][2]string{"format": {fmt.Sprintf(`"format": %d`, planFormat), `"format": 2`}, "size": {`"new_size": 65536`, `"new_size": 69632`},
 		"block": {`"start": 0`, `"start": 99`}, "kind": {`"kind": "diff"`, `"kind": "copy"`}, "no such kind": {`"kind": "diff"`, `"kind": "move"`}, "json": {`{`, ``}, "effort": {`"effort": 0`, `"effort": 7`}} {
 		bad := bytes.Replace(good, []byte(change[0]), []byte(change[1]), 1)
 		if bytes.Equal(bad, good) {
