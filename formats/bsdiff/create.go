@@ -1,6 +1,7 @@
 package bsdiff
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -28,7 +29,14 @@ type Options struct {
 	// Local asks for fewer far moves in the source, for the sake of readers that
 	// pay for them. A patch of large files gets larger by one percent or so.
 	Local bool
+	// Worth, if not nil, is asked before the streams are compressed, which takes most of
+	// the time, whether that is worth it. Create fails with ErrNotWorth if not. It does not
+	// change or keep what it is given.
+	Worth func(control, diff, extra []byte) bool
 }
+
+// ErrNotWorth says that nobody wants the patch.
+var ErrNotWorth = errors.New("the patch is not worth compressing")
 
 func (o *Options) defaults() error {
 	if o.Legacy {
@@ -69,6 +77,9 @@ func Create(patch io.Writer, source, target []byte, o Options) error {
 	}
 	d.run()
 	d.find = nil // the suffix array has done its part
+	if o.Worth != nil && !o.Worth(d.control, d.diff, d.extra) {
+		return ErrNotWorth
+	}
 	return o.write(patch, int64(len(target)), [3][]byte{d.control, d.diff, d.extra})
 }
 

@@ -219,7 +219,7 @@ func TestErofsPlan(t *testing.T) {
 			kept := *p
 			p.Clusters = slices.Clone(p.Clusters)
 			change(p)
-			if id, _, err := plan.o.id(part, it, nil); err != nil || id == it.ID {
+			if id, _, err := plan.o.id(it, part.hashes(nil)); err != nil || id == it.ID {
 				t.Errorf("%s: expected another ID, found the same, %v", what, err)
 			}
 			*p = kept

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -502,5 +503,29 @@ func TestChangedImage(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A patch is not compressed when it is longer than the data without a source are likely
+// to be.
+func TestWorth(t *testing.T) {
+	words := []byte(strings.Repeat("one word and another ", 3000))
+	noise := make([]byte, len(words)/2)
+	r := rand.NewChaCha8([32]byte{})
+	_, _ = r.Read(noise)
+	for _, c := range []struct {
+		name                 string
+		control, diff, extra []byte
+		want                 bool
+	}{
+		{"all is copied", make([]byte, 24), make([]byte, len(words)), nil, true},
+		{"noise is copied, little is new", make([]byte, 24), noise, words[:len(words)/16], true},
+		{"half is as it is, half is noise", make([]byte, 24), noise, words[:len(words)/2], false},
+		{"all is new", make([]byte, 24), nil, words, true},
+	} {
+		m := &making{o: &Options{}, it: &Item{}, target: words}
+		if got := m.worth(c.control, c.diff, c.extra); got != c.want {
+			t.Errorf("%s: expected %v, found %v", c.name, c.want, got)
+		}
 	}
 }

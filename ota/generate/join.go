@@ -343,7 +343,7 @@ const leastOps = 25
 
 // Create makes a payload.
 func Create(ctx context.Context, o Options) (*Payload, error) {
-	p, err := NewPlan(ctx, o)
+	p, err := newPlan(ctx, o, false)
 	if err != nil {
 		return nil, err
 	}

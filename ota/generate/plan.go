@@ -3,6 +3,7 @@ package generate
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 	"hash/maphash"
@@ -61,10 +62,11 @@ type Item struct {
 	// compressed.
 	New     *Packing `json:"new_packing,omitempty"`
 	Old     *Packing `json:"old_packing,omitempty"`
-	srcHash []byte   // SHA-256 of Src's blocks; nil: not known
+	srcHash []byte   // SHA-256 of Src's blocks; nil: not known yet
 
 	// ID is the SHA-256 of all that the operation's data depend on: options, old and
-	// new blocks. Items with the same have the same result. "": it has none.
+	// new blocks. Items with the same have the same result. "": it has none. In Create
+	// it stands for blocks by hashes that only that process knows.
 	ID string `json:"id,omitempty"`
 }
 
@@ -118,7 +120,10 @@ func (o *Options) settings() string {
 
 // NewPlan reads all images and finds out what is to be done: which blocks are zeros,
 // which the old partition has, and with what the others are compared.
-func NewPlan(ctx context.Context, o Options) (*Plan, error) {
+func NewPlan(ctx context.Context, o Options) (*Plan, error) { return newPlan(ctx, o, true) }
+
+// newPlan makes a plan whose IDs mean something to others, or in this process only.
+func newPlan(ctx context.Context, o Options, lasting bool) (*Plan, error) {
 	if err := o.check(); err != nil {
 		return nil, err
 	}
@@ -137,7 +142,10 @@ func NewPlan(ctx context.Context, o Options) (*Plan, error) {
 		}
 		p.manifest.Partitions = append(p.manifest.Partitions, u)
 	}
-	return p, p.identify(ctx, report)
+	if lasting {
+		return p, p.identify(ctx, report)
+	}
+	return p, p.number()
 }
 
 func (o *Options) imageBytes() (n int64) {
@@ -187,6 +195,20 @@ func (all blockHashes) has(off int64, blocks []byte) bool {
 		}
 	}
 	return true
+}
+
+// sum is a hash of what blocks of the image have, in this process.
+func (all blockHashes) sum(ranges []Range) ([]byte, error) {
+	h := sha256.New()
+	var b []byte
+	for _, r := range ranges {
+		b = b[:0]
+		for _, block := range all[r.Start : r.Start+r.Count] {
+			b = binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64(b, block[0]), block[1])
+		}
+		h.Write(b)
+	}
+	return h.Sum(nil), nil
 }
 
 func planPartition(ctx context.Context, o *Options, part Partition, report *progress) (*PartitionPlan, error) {
@@ -500,7 +522,7 @@ func (p *Plan) identify(ctx context.Context, report *progress) error {
 			}
 			g.Go(func() (err error) {
 				if err = ctx.Err(); err == nil {
-					it.ID, it.srcHash, err = p.o.id(p.o.Partitions[i], it, report)
+					it.ID, it.srcHash, err = p.o.id(it, p.o.Partitions[i].hashes(report))
 				}
 				return err
 			})
@@ -509,24 +531,58 @@ func (p *Plan) identify(ctx context.Context, report *progress) error {
 	return g.Wait()
 }
 
+// number gives items IDs by what is known of their blocks already.
+func (p *Plan) number() error {
+	for i := range p.Partitions {
+		pp := &p.Partitions[i]
+		for j := range pp.Items {
+			if it := &pp.Items[j]; it.Work() {
+				id, _, err := p.o.id(it, contents{pp.blocks.sum, pp.oldBlocks.sum})
+				if err != nil {
+					return err
+				}
+				it.ID = id
+			}
+		}
+	}
+	return nil
+}
+
+// contents give a hash of blocks of the new partition, and of the old one.
+type contents struct{ new, old func([]Range) ([]byte, error) }
+
+// hashes are SHA-256 of the blocks themselves.
+func (p *Partition) hashes(report *progress) contents {
+	of := func(what string, img *cow.Image) func([]Range) ([]byte, error) {
+		return func(ranges []Range) ([]byte, error) {
+			b, err := hashRanges(*img, ranges, report)
+			if err != nil {
+				err = fmt.Errorf("%s image: %w", what, err)
+			}
+			return b, err
+		}
+	}
+	return contents{of("new", &p.New), of("old", p.Old)}
+}
+
 // id hashes what an item's result depends on, and its source by itself. The blocks'
 // numbers are not among that.
-func (o *Options) id(part Partition, it *Item, report *progress) (id string, src []byte, err error) {
+func (o *Options) id(it *Item, c contents) (id string, src []byte, err error) {
 	h := sha256.New()
 	fmt.Fprintf(h, "cowbird payload item %d\n%s\n%s %s\n", planFormat, o.settings(), it.Kind, extension(it.Name))
-	dst, err := hashRanges(part.New, it.Dst, report)
+	dst, err := c.new(it.Dst)
 	if err != nil {
-		return "", nil, fmt.Errorf("new image: %w", err)
+		return "", nil, err
 	}
 	file := dst
 	if !slices.Equal(it.File, it.Dst) {
-		if file, err = hashRanges(part.New, it.File, report); err != nil {
-			return "", nil, fmt.Errorf("new image: %w", err)
+		if file, err = c.new(it.File); err != nil {
+			return "", nil, err
 		}
 	}
 	if it.Kind == Diff {
-		if src, err = hashRanges(*part.Old, it.Src, report); err != nil {
-			return "", nil, fmt.Errorf("old image: %w", err)
+		if src, err = c.old(it.Src); err != nil {
+			return "", nil, err
 		}
 	}
 	fmt.Fprintf(h, "%x %x %x\n%v\n", dst, file, src, it.shape())

@@ -129,7 +129,7 @@ func (p *Plan) Task(id string) (Task, bool) {
 // RunTask runs a task after it has compared the images with the task's ID, and gives
 // the result as a file.
 func (p *Plan) RunTask(ctx context.Context, t Task) ([]byte, error) {
-	id, _, err := p.o.id(p.o.Partitions[t.Partition], t.Item, nil)
+	id, _, err := p.o.id(t.Item, p.o.Partitions[t.Partition].hashes(nil))
 	if err != nil {
 		return nil, err
 	}

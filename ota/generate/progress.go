@@ -11,7 +11,7 @@ type Step string
 
 const (
 	Reading   Step = "reading"   // images, to find what is the same
-	Naming    Step = "naming"    // items, by hashes of their blocks
+	Naming    Step = "naming"    // items of a plan for others, by hashes of their blocks
 	Comparing Step = "comparing" // making items; bytes are those of the new partitions
 	Checking  Step = "checking"  // what copies read, installing, and reading what was installed
 	Writing   Step = "writing"   // the payload, with its hashes

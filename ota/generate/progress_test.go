@@ -34,19 +34,28 @@ func TestProgress(t *testing.T) {
 			}
 			seen[p.Step] = p
 		}}
+	all := func(steps ...Step) {
+		t.Helper()
+		for i, step := range steps {
+			if i >= len(order) || order[i] != step {
+				t.Fatalf("expected the step %s, found %v", step, order)
+			}
+			if s := seen[step]; s.Done != s.Total || s.Total == 0 {
+				t.Errorf("%s: expected all of it in the end, found %+v", step, s)
+			}
+		}
+	}
 	p, err := Create(t.Context(), o)
 	must(t, err)
 	defer p.Close()
 	_, err = p.Write(&bytes.Buffer{}, nil)
 	must(t, err)
-	for i, step := range []Step{Reading, Naming, Comparing, Checking, Writing} {
-		if i >= len(order) || order[i] != step {
-			t.Fatalf("expected the step %s, found %v", step, order)
-		}
-		if s := seen[step]; s.Done != s.Total || s.Total == 0 {
-			t.Errorf("%s: expected all of it in the end, found %+v", step, s)
-		}
-	}
+	all(Reading, Comparing, Checking, Writing)
+	clear(seen)
+	order = nil
+	_, err = NewPlan(t.Context(), o)
+	must(t, err)
+	all(Reading, Naming)
 }
 
 // What takes long by itself is reported all the same.

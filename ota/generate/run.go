@@ -3,6 +3,7 @@ package generate
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"path"
 	"strings"
@@ -39,12 +40,7 @@ func (p *Plan) Run(ctx context.Context, partition int, it *Item) (*Result, error
 		return nil, fmt.Errorf("new image: %w", err)
 	}
 	if it.Kind == Full {
-		quick, err := quickSize(r.target)
-		if err != nil {
-			return nil, err
-		}
-		e, err := p.o.replace(r.target, quick)
-		return &Result{Type: e.kind, Blob: e.blob}, err
+		return r.replace()
 	}
 	if r.source, err = readRanges(*part.Old, it.Src); err != nil {
 		return nil, fmt.Errorf("old image: %w", err)
@@ -65,15 +61,41 @@ type making struct {
 	o                    *Options
 	it                   *Item
 	target, source, file []byte
+	old, new             puffin.File // with their deflate streams
+	quick                int         // quickSize, once it is known
 }
 
 // price is what a diff costs in the manifest besides its data, in bytes
 // (specs/payload.md 13).
 func (r *making) price() int { return 36 + 6*len(r.it.Src) }
 
+// replace is the data without a source.
+func (r *making) replace() (*Result, error) {
+	quick, err := r.quickSize()
+	if err != nil {
+		return nil, err
+	}
+	e, err := r.o.replace(r.target, quick)
+	return &Result{Type: e.kind, Blob: e.blob}, err
+}
+
+// quickSize is that of the target.
+func (r *making) quickSize() (_ int, err error) {
+	if r.quick == 0 {
+		r.quick, err = quickSize(r.target)
+	}
+	return r.quick, err
+}
+
 // diff tries the kinds of patches that devices know, and the data as they are.
 func (r *making) diff(ctx context.Context) (*Result, error) {
+	if r.o.Minor >= 5 {
+		r.findDeflates()
+	}
 	patch, err := r.bsdiff()
+	if errors.Is(err, bsdiff.ErrNotWorth) {
+		return r.replace()
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -81,10 +103,8 @@ func (r *making) diff(ctx context.Context) (*Result, error) {
 	if err := r.lz4diff(&best); err != nil {
 		return nil, fmt.Errorf("lz4diff: %w", err)
 	}
-	if r.o.Minor >= 5 {
-		if err := r.puffdiff(&best); err != nil {
-			return nil, fmt.Errorf("puffdiff: %w", err)
-		}
+	if err := r.puffdiff(&best); err != nil {
+		return nil, fmt.Errorf("puffdiff: %w", err)
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -102,7 +122,7 @@ func (r *making) diff(ctx context.Context) (*Result, error) {
 		return &Result{Type: full.kind, Blob: full.blob}, nil
 	}
 	hash := r.it.srcHash
-	if hash == nil { // the plan has been a file
+	if hash == nil {
 		hash = sum(r.source)
 	}
 	out := &Result{Type: best.kind, Blob: best.blob, SrcHash: hash}
@@ -124,7 +144,7 @@ func (r *making) full(diff int) (*encoding, error) {
 	if r.o.Effort != Max && diff*littleLeft < len(r.target) {
 		return nil, nil
 	}
-	quick, err := quickSize(r.target)
+	quick, err := r.quickSize()
 	if err != nil || r.o.Effort != Max && quick/4*3 > diff+r.price() {
 		return nil, err
 	}
@@ -157,21 +177,56 @@ func (r *making) bsdiffOptions() bsdiff.Options {
 	return o
 }
 
+// bsdiff makes the patch that every other is compared with. It fails with
+// bsdiff.ErrNotWorth if the data are likely to be smaller without a source.
 func (r *making) bsdiff() ([]byte, error) {
+	o := r.bsdiffOptions()
+	if r.o.Effort == Default && !r.it.packed() && !r.puffable() {
+		o.Worth = r.worth
+	}
 	var b bytes.Buffer
-	err := bsdiff.Create(&b, r.source, r.target, r.bsdiffOptions())
+	err := bsdiff.Create(&b, r.source, r.target, o)
 	return b.Bytes(), err
 }
 
-// puffdiff is for files with deflate streams in both versions.
+// worth compares what zstd makes of a patch's streams in no time with what it makes of the
+// data. Where that of the streams is not even clearly larger, the patch is tried: xz gains
+// more over zstd than brotli does.
+func (r *making) worth(control, diff, extra []byte) bool {
+	if len(extra) < len(r.target)/8 {
+		return true
+	}
+	quick, err := r.quickSize()
+	if err != nil {
+		return true // and see the error later
+	}
+	streams := len(control) / 4 // zstd finds less in it than brotli
+	for _, s := range [][]byte{diff, extra} {
+		n, err := quickSize(s)
+		if err != nil {
+			return true
+		}
+		streams += n
+	}
+	return streams <= quick/20*21
+}
+
+// findDeflates finds the deflate streams of files that have some in both versions.
+func (r *making) findDeflates() {
+	r.old = puffin.File{Data: r.source, Deflates: deflates(r.it.Name, r.source)}
+	if len(r.old.Deflates) > 0 {
+		r.new = puffin.File{Data: r.target, Deflates: r.remaining(deflates(r.it.Name, r.file))}
+	}
+}
+
+func (r *making) puffable() bool { return len(r.old.Deflates) > 0 && len(r.new.Deflates) > 0 }
+
 func (r *making) puffdiff(best *encoding) error {
-	source := puffin.File{Data: r.source, Deflates: deflates(r.it.Name, r.source)}
-	target := puffin.File{Data: r.target, Deflates: r.remaining(deflates(r.it.Name, r.file))}
-	if len(source.Deflates) == 0 || len(target.Deflates) == 0 {
+	if !r.puffable() {
 		return nil
 	}
 	var b bytes.Buffer
-	if err := puffin.Create(&b, source, target, puffin.Options{Bsdiff: r.bsdiffOptions(), OldClients: r.o.Minor <= 5}); err != nil {
+	if err := puffin.Create(&b, r.old, r.new, puffin.Options{Bsdiff: r.bsdiffOptions(), OldClients: r.o.Minor <= 5}); err != nil {
 		return err
 	}
 	best.smaller(pb.InstallOperation_PUFFDIFF, b.Bytes())
