@@ -509,10 +509,14 @@ func TestChangedImage(t *testing.T) {
 // A patch is not compressed when it is longer than the data without a source are likely
 // to be.
 func TestWorth(t *testing.T) {
-	words := []byte(strings.Repeat("one word and another ", 3000))
-	noise := make([]byte, len(words)/2)
 	r := rand.NewChaCha8([32]byte{})
+	noise := make([]byte, 32<<10)
 	_, _ = r.Read(noise)
+	var words []byte
+	for len(words) < 64<<10 {
+		word := noise[r.Uint64()%256*16:]
+		words = append(words, word[:16]...)
+	}
 	for _, c := range []struct {
 		name                 string
 		control, diff, extra []byte

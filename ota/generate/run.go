@@ -208,7 +208,7 @@ func (r *making) worth(control, diff, extra []byte) bool {
 		}
 		streams += n
 	}
-	return streams <= quick/20*21
+	return streams <= quick+quick/20
 }
 
 // findDeflates finds the deflate streams of files that have some in both versions.
