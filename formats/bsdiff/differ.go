@@ -1,6 +1,9 @@
 package bsdiff
 
-import "slices"
+import (
+	"encoding/binary"
+	"slices"
+)
 
 // differ splits the target into stretches that are like one of the source, and
 // what is left between them. It goes through the target with an alignment, that
@@ -137,39 +140,65 @@ func (d *differ) finish() {
 	}
 }
 
-// forward is how far the present stretch goes on well, at most to end: where
-// the matches are ahead of the mismatches by most.
+// forward is how far the present stretch goes on well, at most to end.
 func (d *differ) forward(end int) int {
 	n := min(end-d.at, len(d.source)-d.from)
 	source, target := d.source[d.from:d.from+n], d.target[d.at:d.at+n]
-	sum, best, at := 0, 0, 0
-	for i, c := range target {
-		if source[i] == c {
-			if sum++; sum > best {
-				best, at = sum, i+1
-			}
+	var r reach
+	for len(target) >= 8 {
+		if load(source) == load(target) {
+			r.same(8)
 		} else {
-			sum--
+			for i, c := range target[:8] {
+				r.add(source[i] == c)
+			}
 		}
+		source, target = source[8:], target[8:]
 	}
-	return at
+	for i, c := range target {
+		r.add(source[i] == c)
+	}
+	return r.at
 }
 
 // backward is how far m can well begin earlier.
 func (d *differ) backward(m match) int {
 	n := min(m.scan-d.at, m.pos)
 	source, target := d.source[m.pos-n:m.pos], d.target[m.scan-n:m.scan]
-	sum, best, at := 0, 0, 0
-	for i := n - 1; i >= 0; i-- {
-		if source[i] == target[i] {
-			if sum++; sum > best {
-				best, at = sum, n-i
-			}
-		} else {
-			sum--
+	var r reach
+	for n >= 8 {
+		if n -= 8; load(source[n:]) == load(target[n:]) {
+			r.same(8)
+			continue
+		}
+		for i := n + 7; i >= n; i-- {
+			r.add(source[i] == target[i])
 		}
 	}
-	return at
+	for n--; n >= 0; n-- {
+		r.add(source[n] == target[n])
+	}
+	return r.at
+}
+
+// reach is how far a stretch goes on well: to where the matches are ahead of the
+// mismatches by most.
+type reach struct{ gone, sum, best, at int }
+
+func (r *reach) add(same bool) {
+	if r.gone++; !same {
+		r.sum--
+	} else if r.sum++; r.sum > r.best {
+		r.best, r.at = r.sum, r.gone
+	}
+}
+
+// same adds n matches.
+func (r *reach) same(n int) {
+	r.gone += n
+	if r.sum += n; r.sum > r.best {
+		r.best, r.at = r.sum, r.gone
+	}
 }
 
 // split says how many of the overlapping bytes the present stretch keeps.
@@ -195,13 +224,26 @@ func (d *differ) split(m match, forward, backward, overlap int) int {
 func (d *differ) emit(n, at, from int) {
 	done := len(d.diff)
 	d.diff = slices.Grow(d.diff, n)[:done+n]
-	diff, source := d.diff[done:], d.source[d.from:d.from+n]
-	for i, c := range d.target[d.at : d.at+n] {
-		diff[i] = c - source[i]
-	}
+	subtract(d.diff[done:], d.target[d.at:d.at+n], d.source[d.from:d.from+n])
 	d.extra = append(d.extra, d.target[d.at+n:at]...)
 	for _, v := range [...]int{n, at - d.at - n, from - d.from - n} {
 		d.control = appendInt(d.control, int64(v))
 	}
 	d.at, d.from = at, from
 }
+
+// subtract puts the differences of the bytes of a and b, which are as long, into diff.
+func subtract(diff, a, b []byte) {
+	const high = 0x8080808080808080 // of each byte, which must not borrow from the next
+	diff, b = diff[:len(a)], b[:len(a)]
+	i := 0
+	for ; i+8 <= len(a); i += 8 {
+		x, y := load(a[i:]), load(b[i:])
+		binary.LittleEndian.PutUint64(diff[i:], (x|high)-(y&^high)^(x^^y)&high)
+	}
+	for ; i < len(a); i++ {
+		diff[i] = a[i] - b[i]
+	}
+}
+
+func load(b []byte) uint64 { return binary.LittleEndian.Uint64(b) }

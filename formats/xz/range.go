@@ -50,29 +50,43 @@ func (r *rangeCoder) shift() {
 
 // bit codes one bit and learns from it.
 func (r *rangeCoder) bit(p *prob, bit uint32) {
-	v := *p
-	bound := r.width >> probBits * uint32(v)
-	if bit == 0 {
-		r.width = bound
-		*p = v + (1<<probBits-v)>>adaptBy
-	} else {
-		r.low += uint64(bound)
-		r.width -= bound
-		*p = v - v>>adaptBy
-	}
+	var below uint32
+	below, r.width, *p = step(r.width, *p, bit)
+	r.low += uint64(below)
 	if r.width < topOfRang {
 		r.width <<= 8
 		r.shift()
 	}
 }
 
+// step is how a bit changes low (by how much), width and its probability. It takes no
+// branch, as nobody could predict that.
+func step(width uint32, p prob, bit uint32) (below, newWidth uint32, newP prob) {
+	bound := width >> probBits * uint32(p)
+	one := -bit // all bits of it
+	below = bound & one
+	newWidth = bound ^ (bound^(width-bound))&one
+	// A 1 takes p>>adaptBy away, a 0 adds (2048-p)>>adaptBy.
+	v := int32(p)
+	return below, newWidth, prob(v - (v-roundUp&^int32(one))>>adaptBy)
+}
+
+// roundUp makes shifting a negative number to the right round towards 0.
+const roundUp = 1<<probBits - (1<<adaptBy - 1)
+
 // tree codes n bits of v, the highest first, each in the context of those before.
 func (r *rangeCoder) tree(probs []prob, n uint, v uint32) {
 	m := uint32(1)
+	var below uint32
 	for n > 0 {
 		n--
 		b := v >> n & 1
-		r.bit(&probs[m], b)
+		p := &probs[m]
+		below, r.width, *p = step(r.width, *p, b)
+		if r.low += uint64(below); r.width < topOfRang {
+			r.width <<= 8
+			r.shift()
+		}
 		m = m<<1 | b
 	}
 }

@@ -73,8 +73,10 @@ func newMatcher(source, target *view) *matcher {
 }
 
 func (m *matcher) hash(v *view, at int) uint64 {
-	return binary.LittleEndian.Uint64(v.seen[at:]) * 0x9e3779b97f4a7c15 >> m.shift
+	return load(v.seen[at:]) * 0x9e3779b97f4a7c15 >> m.shift
 }
+
+func load(b []byte) uint64 { return binary.LittleEndian.Uint64(b) }
 
 // matches goes through the target and takes the best match at each place.
 func (m *matcher) matches() []equivalence {
@@ -141,13 +143,23 @@ func (m *matcher) forward(src, dst int) candidate {
 	like := 0.0
 	n := min(len(m.source.img)-src, len(m.target.img)-dst)
 	s, t := m.source.role[src:src+n], m.target.role[dst:dst+n]
-	for i := 0; i < n && s[i] == t[i]; i++ {
-		like += m.like(src+i, dst+i)
+	a, b := m.source.img[src:src+n], m.target.img[dst:dst+n]
+	for i := 0; i < n; {
+		if i+8 < n && load(s[i:])|load(t[i:])|(load(a[i:])^load(b[i:])) == 0 { // raw bytes, and all alike
+			like += 8
+			i += 8
+		} else {
+			if s[i] != t[i] {
+				break
+			}
+			like += m.like(src+i, dst+i)
+			i++
+		}
 		if like < best.like-minLike {
 			break
 		}
-		if like >= best.like && (i+1 == n || !continues(t[i+1])) {
-			best.like, best.length = like, uint32(i+1)
+		if like >= best.like && (i == n || !continues(t[i])) {
+			best.like, best.length = like, uint32(i)
 		}
 	}
 	return best

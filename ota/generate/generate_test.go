@@ -533,3 +533,26 @@ func TestWorth(t *testing.T) {
 		}
 	}
 }
+
+func TestDiffering(t *testing.T) {
+	r := rand.New(rand.NewChaCha8([32]byte{}))
+	for _, most := range []int{0, 1, 10, blockSize} {
+		a, b := make([]byte, blockSize), make([]byte, blockSize)
+		for i := range a {
+			a[i] = byte(r.Uint32())
+			b[i] = a[i]
+		}
+		for range most {
+			b[r.IntN(blockSize)] = byte(r.Uint32() & 0x81)
+		}
+		want := 0
+		for i := range a {
+			if a[i] != b[i] {
+				want++
+			}
+		}
+		if got := differing(a, b); got != want {
+			t.Errorf("expected %d bytes, found %d", want, got)
+		}
+	}
+}

@@ -3,8 +3,10 @@ package generate
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/bits"
 	"path"
 	"strings"
 
@@ -344,12 +346,15 @@ func (r *making) similar(block, from int64) bool {
 	if from < 0 || from+blockSize > int64(len(r.source)) {
 		return false
 	}
-	differ := 0
-	old := r.source[from:][:blockSize]
-	for i, v := range r.target[block*blockSize:][:blockSize] {
-		if v != old[i] {
-			differ++
-		}
+	return differing(r.target[block*blockSize:][:blockSize], r.source[from:][:blockSize]) <= worthXor
+}
+
+// differing is how many bytes of blocks differ.
+func differing(a, b []byte) (n int) {
+	const low = 0x7f7f7f7f7f7f7f7f // of each byte; with it, all but 0 reach the highest bit
+	for i := 0; i < blockSize; i += 8 {
+		x := binary.LittleEndian.Uint64(a[i:]) ^ binary.LittleEndian.Uint64(b[i:])
+		n += bits.OnesCount64((x&low + low | x) &^ low)
 	}
-	return differ <= worthXor
+	return n
 }
