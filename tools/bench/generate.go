@@ -53,7 +53,78 @@ func (b *bench) generate() error {
 			return err
 		}
 	}
-	return b.fullPayload(next)
+	return errors.Join(b.changedAlone(), b.fullPayload(next))
+}
+
+// changedAlone makes the payload of a pair that has nothing but the files that the last
+// payload changes, with their old versions: what remains per GiB of changed files is not
+// there for the rest of the images.
+func (b *bench) changedAlone() error {
+	what := "payload generation, `--effort default`, images of the changed files alone"
+	for _, tool := range []string{"mkfs.ext4", "debugfs"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			b.table.info(what, "not measured: no "+tool, "", "")
+			return nil
+		}
+	}
+	changed, err := changedFiles(b.path("delta.bin"), b.target)
+	if err != nil {
+		return err
+	}
+	old, next := b.path("alone1"), b.path("alone2")
+	for dir, image := range map[string]string{old: b.base, next: b.target} {
+		err := os.MkdirAll(dir, 0o755)
+		if err == nil {
+			err = changed.image(image, dir)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	out := b.path("alone.bin")
+	var wall, cpu []float64
+	for range b.repeats {
+		made, err := b.makePayload("--group", "main:1G:system", "--vabc", "zstd", "-o", out, "--old", old, next)
+		if err != nil {
+			return err
+		}
+		wall, cpu = append(wall, made.wall), append(cpu, made.cpu)
+	}
+	if changed, err = changedFiles(out, filepath.Join(next, "system.img")); err != nil {
+		return err
+	}
+	gib := float64(changed.bytes) / (1 << 30)
+	what += fmt.Sprintf(" (%d files of %.1f MB), seconds a GiB", len(changed.paths), float64(changed.bytes)/1e6)
+	b.table.value(what, median(wall)/gib, "", atMost(60, "s"))
+	b.table.value(what+", if two cores were busy with nothing else", median(cpu)/2/gib, "", atMost(60, "s"))
+	return nil
+}
+
+// image makes system.img in dir with the files that have changed, as an image has them.
+func (c *changes) image(from, dir string) error {
+	all, tree := filepath.Join(dir, "all"), filepath.Join(dir, "tree")
+	err := errors.Join(os.MkdirAll(all, 0o755), os.MkdirAll(tree, 0o755))
+	if err == nil {
+		_, err = seconds("debugfs", "-R", "rdump / "+all, from)
+	}
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(all)
+	defer os.RemoveAll(tree)
+	for _, path := range c.paths {
+		to := filepath.Join(tree, path)
+		if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+			return err
+		}
+		if err := os.Rename(filepath.Join(all, path), to); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err // one that is new is not in the old image
+		}
+	}
+	size := fmt.Sprintf("%dM", 16+c.bytes*5/4>>20)
+	_, err = seconds("env", "E2FSPROGS_FAKE_TIME=1", "mkfs.ext4", "-q", "-F", "-b", "4096", "-U", "6b8f2f0e-5d1c-4a7e-9d0f-0c0b1d000001",
+		"-E", "hash_seed=6b8f2f0e-5d1c-4a7e-9d0f-0c0b1d000001", "-d", tree, filepath.Join(dir, "system.img"), size)
+	return err
 }
 
 // wholePatch is a patch of the whole image by another tool.
@@ -81,7 +152,7 @@ func (b *bench) payload(old, next, effort string, patches []wholePatch) error {
 	what := fmt.Sprintf("delta payload of the image pair, `--effort %s`", effort)
 	gib := float64(changed.bytes) / (1 << 30)
 	b.table.info(what+", time", fmt.Sprintf("%.1f s; %.1f s of processor", made.wall, made.cpu), "", "")
-	perGiB := fmt.Sprintf("payload generation, `--effort %s`, seconds a GiB of changed files (%d files of %.1f MB)", effort, changed.files, float64(changed.bytes)/1e6)
+	perGiB := fmt.Sprintf("payload generation, `--effort %s`, seconds a GiB of changed files (%d files of %.1f MB)", effort, len(changed.paths), float64(changed.bytes)/1e6)
 	if effort == "default" {
 		b.table.value(perGiB, made.wall/gib, "", atMost(60, "s"))
 		b.table.value(perGiB+", if two cores were busy with nothing else", made.cpu/2/gib, "", atMost(60, "s"))
@@ -159,7 +230,7 @@ func (b *bench) makePayload(args ...string) (m making, err error) {
 
 // changes are files of which at least one block is not in the old image.
 type changes struct {
-	files int
+	paths []string
 	bytes int64 // of all their blocks
 }
 
@@ -218,7 +289,7 @@ func (c *changes) add(file filemap.File, sent map[int64]bool) {
 		}
 	}
 	if changed {
-		c.files++
+		c.paths = append(c.paths, file.Path)
 		c.bytes += blocks * block
 	}
 }
