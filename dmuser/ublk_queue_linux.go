@@ -5,6 +5,7 @@ import (
 	"os"
 	"runtime"
 	"sync"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -38,16 +39,24 @@ type ublkQueue struct {
 	serving int    // requests that are neither the driver's nor given up
 	armed   bool   // event is being read
 	memory  []byte // of all tags, in mode ublkCopy
+	asked   uint64 // requests so far
+	long    int    // tags with long
+	waiting bool   // for the timer
+	before  uint64 // asked, when the timer was set
+	timer   *time.Timer
 
 	mu      sync.Mutex
 	results []ublkResult
 	kicked  bool
+	expired bool // the timer
+	freed   bool
 }
 
 // ublkTag is the place of one request.
 type ublkTag struct {
 	turn    uint32 // counts its requests
 	serving bool
+	long    bool // more than the first page of its memory has been used
 	job     ublkJob
 }
 
@@ -126,6 +135,12 @@ func newUblkQueue(d *ublkDev, id uint16) (*ublkQueue, error) {
 
 // free gives back what newUblkQueue took.
 func (q *ublkQueue) free() {
+	q.mu.Lock()
+	q.freed = true
+	q.mu.Unlock()
+	if q.timer != nil {
+		q.timer.Stop()
+	}
 	_ = unix.Close(q.event)
 	if q.memory != nil {
 		_ = unix.Munmap(q.memory)
@@ -226,6 +241,59 @@ func (q *ublkQueue) handleAll() {
 		q.giveUp()
 	}
 	q.arm()
+	q.rest()
+}
+
+// rest gives back the memory of long requests when there has been none of any kind for
+// quietAfter. Only between requests is it nobody's. A page for each tag stays, for a small
+// read after a pause.
+func (q *ublkQueue) rest() {
+	if q.long == 0 || q.serving > 0 || q.live == 0 {
+		return
+	}
+	q.mu.Lock()
+	expired := q.expired
+	q.expired = false
+	q.mu.Unlock()
+	if q.waiting && !expired {
+		return
+	}
+	if !q.waiting || q.asked != q.before {
+		q.wait()
+		return
+	}
+	q.waiting = false
+	_ = q.ring.Enter(0) // with the last answers the driver has copied what is in it
+	for tag := range q.tags {
+		if t := &q.tags[tag]; t.long {
+			t.long = false
+			b := q.buffer(uint16(tag))[os.Getpagesize():]
+			_ = unix.Munlock(b) // a process may have locked all of its memory
+			_ = unix.Madvise(b, unix.MADV_DONTNEED)
+		}
+	}
+	q.long = 0
+	if f := quietHook.Load(); f != nil {
+		go (*f)()
+	}
+}
+
+// wait has rest called again in a while.
+func (q *ublkQueue) wait() {
+	q.waiting, q.before = true, q.asked
+	if q.timer == nil {
+		q.timer = time.AfterFunc(quietAfter, q.expire)
+		return
+	}
+	q.timer.Reset(quietAfter)
+}
+
+func (q *ublkQueue) expire() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.expired = true; !q.freed {
+		q.tick()
+	}
 }
 
 func (q *ublkQueue) handle(c uring.Completion) {
@@ -305,6 +373,11 @@ func (q *ublkQueue) serve(tag uint16) {
 	t.turn++
 	t.serving = true
 	q.serving++
+	q.asked++
+	if q.memory != nil && !t.long && int(desc.Sectors)*512 > os.Getpagesize() {
+		t.long = true
+		q.long++
+	}
 	t.job = ublkJob{q: q, tag: tag, turn: t.turn, n: int32(desc.Sectors * 512), off: int64(desc.Start) * 512}
 	switch res := q.judge(desc); {
 	case res <= 0:

@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -116,6 +117,47 @@ func TestUblkUnprivileged(t *testing.T) {
 	if left := ublkIDs(); !slices.Equal(left, before) {
 		t.Errorf("expected the devices %v, found %v", before, left)
 	}
+}
+
+// The memory that each request has in mode ublkCopy goes back when nobody asks any more, but
+// for a page, and not before; what was in it has arrived, and comes again.
+func TestUblkCopyMemory(t *testing.T) {
+	quiet := make(chan struct{}, 16)
+	OnQuiet(func() { quiet <- struct{}{} })
+	defer OnQuiet(nil)
+	d := attach(t, &ublkCarrier{buffers: buffers, mode: ublkCopy}, pattern(testSize))
+	q := d.(*ublkDev).queues[0]
+	f := openDevice(t, d, unix.O_DIRECT)
+	for range 2 {
+		stop, count := load(t, d.Path(), 8)
+		eventually(t, "reads", func() bool { return count.Load() > 100 })
+		if n := resident(t, q.memory); n <= ublkDepth {
+			t.Errorf("under load: expected the pages of long requests, found %d", n)
+		}
+		must(t, stop())
+		<-quiet
+		if n := resident(t, q.memory); n > ublkDepth {
+			t.Errorf("after a pause: expected a page for each of %d requests, found %d", ublkDepth, n)
+		}
+		checkRead(t, f, alignedBytes(t, 1<<20), 4096)
+		<-quiet
+	}
+	must(t, f.Close())
+	closeDevice(t, d)
+}
+
+// resident counts the pages of a mapping that are in memory.
+func resident(t *testing.T, mapping []byte) (n int) {
+	t.Helper()
+	pages := make([]byte, len(mapping)/os.Getpagesize())
+	_, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&mapping[0])), uintptr(len(mapping)), uintptr(unsafe.Pointer(&pages[0])))
+	if errno != 0 {
+		t.Fatal(errno)
+	}
+	for _, p := range pages {
+		n += int(p & 1)
+	}
+	return n
 }
 
 // giveNodes gives the nodes of devices to whom they belong, as a rule of udev does,
