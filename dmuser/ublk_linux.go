@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -102,7 +103,7 @@ func (c *ublkCarrier) check(ctl *ublkctl.Control) error {
 func (c *ublkCarrier) open() (*ublkctl.Control, error) {
 	var nodes func(uint32) string
 	if !isAdmin() {
-		nodes = func(id uint32) string { return "/dev/" + ublkCharName(id) }
+		nodes = ublkCharPath
 	}
 	ctl, err := ublkctl.Open(ublkctl.Path, nodes)
 	if errors.Is(err, uring.ErrUnavailable) {
@@ -209,6 +210,7 @@ func (d *ublkDev) free() {
 
 func ublkName(id uint32) string     { return fmt.Sprintf("ublkb%d", id) }
 func ublkCharName(id uint32) string { return fmt.Sprintf("ublkc%d", id) }
+func ublkCharPath(id uint32) string { return "/dev/" + ublkCharName(id) }
 
 // obtain goes on with a device that an earlier process has left, or makes one. It
 // gives the command that has the kernel begin to ask.
@@ -249,7 +251,9 @@ func (d *ublkDev) make(ctl *ublkctl.Control, blockSize uint32) error {
 			_ = unix.Close(d.char)
 			d.char = -1
 		}
-		_ = ctl.Delete(d.info.ID)
+		if ctl.Delete(d.info.ID) != nil {
+			err = fmt.Errorf("%w; %s stays until root's snapuserd starts", err, ublkCharName(d.info.ID))
+		}
 	}
 	return err
 }
@@ -280,7 +284,7 @@ func ublkParams(name string, size int64, blockSize uint32) ublkctl.Params {
 // openChar opens the character device, which one process at a time can.
 func (d *ublkDev) openChar(ctl *ublkctl.Control) error {
 	var p ublkctl.Params
-	err := patiently(func() (err error) { p, err = ctl.Params(d.info.ID); return err })
+	err := d.patiently(ublkCharName(d.info.ID), func() (err error) { p, err = ctl.Params(d.info.ID); return err })
 	if err != nil {
 		return err
 	}
@@ -288,7 +292,7 @@ func (d *ublkDev) openChar(ctl *ublkctl.Control) error {
 	if err != nil {
 		return err
 	}
-	err = patiently(func() (err error) { d.char, err = unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0); return err })
+	err = d.patiently(ublkCharName(d.info.ID), func() (err error) { d.char, err = unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0); return err })
 	if err != nil {
 		return fmt.Errorf("open %s: %w", path, err)
 	}
@@ -298,12 +302,17 @@ func (d *ublkDev) openChar(ctl *ublkctl.Control) error {
 // ownerWait is how long whatever gives new nodes their owners may take.
 const ownerWait = 3 * time.Second
 
-// patiently does what the owner of a node may do.
-func patiently(f func() error) error {
+// patiently does what the owner of a node may do. Who is an administrator need not wait
+// to become one.
+func (d *ublkDev) patiently(node string, f func() error) error {
 	for end := time.Now().Add(ownerWait); ; time.Sleep(closeBackoff) {
 		err := f()
-		if !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.EACCES) || time.Now().After(end) {
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case !d.isUnprivileged() || !errors.Is(err, unix.EACCES):
 			return err
+		case time.Now().After(end):
+			return fmt.Errorf("%w: nobody has given /dev/%s to user %d within %v: install the rule of udev for that, 70-cowbird-ublk.rules", err, node, os.Geteuid(), ownerWait)
 		}
 	}
 }
@@ -345,8 +354,10 @@ func (d *ublkDev) findNodes() error {
 		return err
 	}
 	d.number = unix.Mkdev(p.Devices[2], p.Devices[3])
-	d.path, err = findNode(ublkName(d.info.ID), d.number)
-	return err
+	if d.path, err = findNode(ublkName(d.info.ID), d.number); err != nil || !d.isUnprivileged() {
+		return err
+	}
+	return d.patiently(ublkName(d.info.ID), func() error { return touchNode(d.path) })
 }
 
 func (d *ublkDev) Path() string          { return d.path }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -88,14 +89,15 @@ var errServed = errors.New("not ours, or served")
 // ublkPatience is how long the driver gets to notice that a server is dead.
 const ublkPatience = 3 * time.Second
 
-// deadUblk gives a device of ours if its server is dead.
+// deadUblk gives a device of ours if its server is dead. All users' are root's, who alone
+// can remove one whose node its user never got.
 func deadUblk(ctl *ublkctl.Control, id uint32) (ublkctl.Info, error) {
 	for end := time.Now().Add(ublkPatience); ; time.Sleep(closeBackoff) {
 		info, err := ctl.Info(id)
 		if err != nil {
 			return info, err
 		}
-		if info.Private&ublkMarkMask != ublkMark || info.UID != uint32(os.Geteuid()) {
+		if euid := uint32(os.Geteuid()); info.Private&ublkMarkMask != ublkMark || info.UID != euid && euid != 0 {
 			return info, errServed
 		}
 		if info.State != ublkctl.Live {
@@ -157,9 +159,29 @@ func (c *ublkCarrier) Sweep() ([]string, error) {
 	if err := ctl.Lock(); err != nil {
 		return nil, fmt.Errorf("lock %s: %w", ublkctl.Path, err)
 	}
-	var removed []string
+	removed, err := sweepUblks(ctl, leftUblks(ctl))
+	if isAdmin() {
+		r, e := sweepUsers()
+		removed, err = append(removed, r...), errors.Join(err, e)
+	}
+	return removed, err
+}
+
+// sweepUsers removes the devices of users who are no administrators. It is called with
+// the lock held.
+func sweepUsers() ([]string, error) {
+	ctl, err := ublkctl.Open(ublkctl.Path, ublkCharPath)
+	if err != nil {
+		return nil, err
+	}
+	defer ctl.Close()
+	left := slices.DeleteFunc(leftUblks(ctl), func(l ublkLeft) bool { return l.info.Flags&ublkctl.Unprivileged == 0 })
+	return sweepUblks(ctl, left)
+}
+
+func sweepUblks(ctl *ublkctl.Control, left []ublkLeft) (removed []string, err error) {
 	var failures []error
-	for _, l := range leftUblks(ctl) {
+	for _, l := range left {
 		name := ublkNameOf(l.info, l.params)
 		switch err := sweepUblk(ctl, l); {
 		case err == nil:

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -107,12 +108,37 @@ func TestUblkUnprivileged(t *testing.T) {
 		t.Errorf("expected the devices %v, found %v", before, left)
 	}
 
-	startChildAs(t, ublks, testSize, nobody).kill()
+	for who, credential := range map[string]*syscall.Credential{"the user": nobody, "root": nil} {
+		startChildAs(t, ublks, testSize, nobody).kill()
+		cmd := exec.Command("/proc/self/exe")
+		cmd.Env = append(os.Environ(), sweepEnv+"=1", carrierEnv+"="+ublks.Name())
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: credential}
+		if out, err := cmd.CombinedOutput(); err != nil || string(out) != "[child] <nil>\n" {
+			t.Errorf("expected %s to sweep what was left, found %s, %v", who, out, err)
+		}
+		if left := ublkIDs(); !slices.Equal(left, before) {
+			t.Errorf("expected the devices %v, found %v", before, left)
+		}
+	}
+}
+
+// A user to whom nobody gives nodes is told so, and the device goes with root's next
+// sweep.
+func TestUblkNotGiven(t *testing.T) {
+	must(t, os.Chmod(ublkctl.Path, 0o666))
+	defer os.Chmod(ublkctl.Path, 0o600)
+	before := ublkIDs()
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), sweepEnv+"=1", carrierEnv+"="+ublks.Name())
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: nobody}
-	if out, err := cmd.CombinedOutput(); err != nil || string(out) != "[child] <nil>\n" {
-		t.Errorf("expected the user to sweep what was left, found %s, %v", out, err)
+	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d", helperEnv, testSize), carrierEnv+"="+ublks.Name())
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	out, err := cmd.CombinedOutput()
+	for _, want := range []string{"permission denied", "/dev/ublkc0 to user 65534", "70-cowbird-ublk.rules", "until root's snapuserd starts"} {
+		if err == nil || !strings.Contains(string(out), want) {
+			t.Errorf("expected %q, found %s, %v", want, out, err)
+		}
+	}
+	if removed, err := ublks.Sweep(); len(removed) != 1 || err != nil {
+		t.Errorf("expected one device to be swept, found %q, %v", removed, err)
 	}
 	if left := ublkIDs(); !slices.Equal(left, before) {
 		t.Errorf("expected the devices %v, found %v", before, left)
@@ -163,20 +189,13 @@ func resident(t *testing.T, mapping []byte) (n int) {
 // giveNodes gives the nodes of devices to whom they belong, as a rule of udev does,
 // until the function that it returns is called.
 func giveNodes(t *testing.T) (stop func()) {
-	ctl, err := ublkctl.Open(ublkctl.Path, func(id uint32) string { return "/dev/" + ublkCharName(id) })
-	must(t, err)
 	stopped, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
 		for {
 			for _, id := range ublkIDs() {
-				info, err := ctl.Info(id)
-				if err != nil {
-					continue
-				}
-				for _, name := range []string{ublkCharName(id), ublkName(id)} {
-					_ = os.Lchown("/dev/"+name, int(info.UID), int(info.GID))
-				}
+				_ = GiveNode(ublkCharName(id)) // or there is none any more
+				_ = GiveNode(ublkName(id))
 			}
 			select {
 			case <-stopped:
@@ -185,7 +204,7 @@ func giveNodes(t *testing.T) (stop func()) {
 			}
 		}
 	}()
-	return func() { close(stopped); <-done; ctl.Close() }
+	return func() { close(stopped); <-done }
 }
 
 // fileBackend is a pattern, stretches of which lie in a file.

@@ -40,6 +40,7 @@ mkfs.erofs              erofs-utils
 busctl                  systemd
 dbus-daemon             dbus-daemon dbus
 veritysetup             cryptsetup-bin
+/lib/systemd/systemd-udevd udev
 '
 case "${1:-}" in
 build) needs='' ;;

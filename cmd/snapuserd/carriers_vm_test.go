@@ -6,11 +6,13 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -330,4 +332,63 @@ func endedUnderLoad(t *testing.T, carrier string, end func(*rig)) {
 	vmtest.Eventually(t, "reads after the merge", func() bool { return rounds.Load() > 20 })
 	r.must(stop())
 	r.end()
+}
+
+// A user who is not root serves a snapshot of his own, reads it, merges it, and leaves
+// nothing. He needs no more than the rule of udev that is for him.
+//
+//vmtest:timeout 2m
+func TestDaemonUnprivileged(t *testing.T) {
+	const user = 65534
+	nobody := &syscall.Credential{Uid: user, Gid: user}
+	r := newRig(t, "ublk", "16M", oneFile)
+	r.must(os.Chmod(filepath.Dir(r.dir), 0o711))
+	for _, path := range []string{r.dir, r.base, r.cow} {
+		r.must(os.Chown(path, user, user))
+	}
+	r.startUdev("nogroup")
+
+	cmd := exec.Command("/proc/self/exe", "--socket", r.socket, "--carrier", "ublk")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: nobody}
+	r.launch(cmd)
+	node := r.mapSnapshot()
+	read := exec.Command("cat", node)
+	read.SysProcAttr = cmd.SysProcAttr
+	if got, err := read.Output(); err != nil || !bytes.Equal(got, r.target) {
+		t.Errorf("expected the user to read the target, found %d bytes, %v", len(got), err)
+	}
+	stop, rounds := r.reading(node)
+	vmtest.Eventually(t, "reads", func() bool { return rounds.Load() > 20 })
+	r.merge()
+	rounds.Store(0)
+	vmtest.Eventually(t, "reads after the merge", func() bool { return rounds.Load() > 20 })
+	r.must(stop())
+	r.end()
+	if left, err := filepath.Glob("/dev/ublk[bc][0-9]*"); len(left) > 0 || err != nil {
+		t.Errorf("expected no device to be left, found %q, %v", left, err)
+	}
+}
+
+// startUdev runs udev with the rule for members of a group, and this program where the
+// rule has snapuserd.
+func (r *rig) startUdev(group string) {
+	r.t.Helper()
+	rule, err := os.ReadFile("../../tools/boot/udev/70-cowbird-ublk.rules")
+	r.must(err)
+	program, err := os.Executable()
+	r.must(err)
+	script := filepath.Join(r.dir, "snapuserd")
+	r.must(os.WriteFile(script, fmt.Appendf(nil, "#!/bin/sh\n%s=1 exec %s \"$@\"\n", daemonEnv, program), 0o755))
+	text := strings.NewReplacer("/usr/sbin/snapuserd", script, `GROUP="ublk"`, fmt.Sprintf("GROUP=%q", group)).Replace(string(rule))
+	r.must(os.MkdirAll("/run/udev/rules.d", 0o755))
+	r.must(os.WriteFile("/run/udev/rules.d/70-cowbird-ublk.rules", []byte(text), 0o644))
+	udev := exec.Command("/lib/systemd/systemd-udevd")
+	udev.Stderr = os.Stderr
+	r.must(udev.Start())
+	r.t.Cleanup(func() { _ = udev.Process.Kill(); _ = udev.Wait() })
+	vmtest.Eventually(r.t, "udev", func() bool {
+		_ = exec.Command("udevadm", "trigger", "--name-match=/dev/ublk-control").Run() // in vain until udev listens
+		info, err := os.Stat("/dev/ublk-control")
+		return err == nil && info.Mode().Perm() == 0o660
+	})
 }

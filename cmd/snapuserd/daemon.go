@@ -50,6 +50,12 @@ func (d daemon) run(ctx context.Context, args []string, stdout, stderr io.Writer
 		return exitUsage
 	case o.probe:
 		return d.probe(stdout)
+	case o.give != "":
+		if err := dmuser.GiveNode(o.give); err != nil {
+			fmt.Fprintf(stderr, "snapuserd: give-node %s: %v\n", o.give, err)
+			return exitFailed
+		}
+		return exitOK
 	}
 	log := newLog(stderr, o.level)
 	if err := d.serve(ctx, o, log); err != nil {

@@ -24,6 +24,8 @@ const (
 const usage = `Usage: snapuserd [flags]         serve until SIGTERM
        snapuserd [flags] probe   print which carriers this kernel offers, and which one
                                  --carrier auto picks
+       snapuserd give-node NODE  give a node of ublk, as ublkc0, to the user whose device
+                                 it is: for a rule of udev
 
 Serves snapshots (base + COW) as block devices and merges them, for clients
 such as otactl on the control socket. Runs in the foreground.
@@ -47,6 +49,8 @@ Flags:
 const usageEnd = `
 Clients, those of --nbd-socket as well, must be root, run as the daemon's own
 user, or belong to --gid.
+A daemon that is not root's serves with ublk alone, and with that only where root has
+installed the rule for it (udev/70-cowbird-ublk.rules).
 Once it is ready it cannot run programs any more, and has given up most of a
 root user's rights.
 A --socket without a slash is that of Android's init, if the environment tells of one
@@ -72,6 +76,7 @@ type options struct {
 	root    bool
 	leave   bool
 	probe   bool
+	give    string // a node
 	android androidOptions
 }
 
@@ -135,8 +140,11 @@ func (o *options) takeArgs(args []string) error {
 	case len(args) == 1 && args[0] == "probe":
 		o.probe = true
 		return nil
+	case len(args) == 2 && args[0] == "give-node":
+		o.give = args[1]
+		return nil
 	}
-	return fmt.Errorf("expected no argument, or probe; found %q", strings.Join(args, " "))
+	return fmt.Errorf("expected no argument, probe, or give-node and a node; found %q", strings.Join(args, " "))
 }
 
 // defaultSocket is where clients look for the daemon.

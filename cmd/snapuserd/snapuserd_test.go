@@ -69,7 +69,7 @@ func (l *log) String() string {
 }
 
 func TestUsage(t *testing.T) {
-	for _, args := range [][]string{{"--bogus"}, {"extra"}, {"probe", "more"}, {"--gid", "wheel"}, {"--log-level", "loud"}, {"--carrier", "pigeon"}, {"--socket"}, {"--merge-nice", "20"}} {
+	for _, args := range [][]string{{"--bogus"}, {"extra"}, {"probe", "more"}, {"give-node"}, {"--gid", "wheel"}, {"--log-level", "loud"}, {"--carrier", "pigeon"}, {"--socket"}, {"--merge-nice", "20"}} {
 		var l log
 		if code := with(&fakeCarrier{}).run(t.Context(), args, &l, &l); code != exitUsage || strings.Count(l.String(), "\n") != 1 {
 			t.Errorf("%q: expected exit code 2 and one line, found %d, %q", args, code, l.String())
@@ -94,6 +94,15 @@ func TestCannotRun(t *testing.T) {
 		var l log
 		if code := with(c.carrier).run(t.Context(), c.args, &l, &l); code != exitFailed || !strings.Contains(l.String(), "level=ERROR") {
 			t.Errorf("%q: expected exit code 1, found %d, %q", c.args, code, l.String())
+		}
+	}
+}
+
+func TestGiveNode(t *testing.T) {
+	for _, name := range []string{"ublkc", "ublkc-1", "ublkd0", "../ublkc0", "ublkb0p1", "loop0"} {
+		var l log
+		if code := with(&fakeCarrier{}).run(t.Context(), []string{"give-node", name}, &l, &l); code != exitFailed || !strings.Contains(l.String(), "expected a node called ublkc or ublkb") {
+			t.Errorf("%s: expected to be refused, found %d, %q", name, code, l.String())
 		}
 	}
 }

@@ -271,7 +271,7 @@ func TestUnits(t *testing.T) {
 func TestCommandLines(t *testing.T) {
 	line := regexp.MustCompile(`(?m)(?:/usr/sbin/|/system/bin/|^\s*)(otactl|snapuserd)\s((?:[a-z-]+|-)[^\\\n]*)`)
 	known := flagsIn(t, "../../cmd/otactl/*.go", "../../cmd/snapuserd/*.go")
-	files := glob(t, "systemd/*.service", "dbus/*.service", "android/*.rc", "boot.sh")
+	files := glob(t, "systemd/*.service", "dbus/*.service", "android/*.rc", "boot.sh", "udev/*.rules")
 	count := 0
 	for _, f := range files {
 		b, err := os.ReadFile(f)

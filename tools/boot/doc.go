@@ -4,7 +4,7 @@
 //	boot.sh, boot.conf   in an initramfs: maps the partitions of the running slot
 //	initramfs-tools/     hook and script that put it there and call it, for Debian's
 //	dracut/              the same for everybody else's
-//	udev/                keeps desktops away from the parts
+//	udev/                keeps desktops away from the parts; lets users serve with ublk
 //	systemd/             in the running system: goes on, marks as successful, merges
 //	dbus/                who may call the service for user interfaces, and what starts it
 //	android/             the same for Android's init, the services that its own daemon has, and
