@@ -48,33 +48,43 @@ func (r rangeDecoder) one(p *prob, bound uint32) rangeDecoder {
 	return r
 }
 
-// towardsZero makes of what a 1 takes from a probability what a 0 adds to it.
-const towardsZero = 1<<32 + (1<<adaptBy - 1) - 1<<probBits
-
-// bit decodes a bit of which it is not foreseen what it will be: without a branch, of
+// cut decodes a bit of which it is not foreseen what it will be: without a branch, of
 // which the processor would guess every other one wrong. It gives all ones for 0, and 0
 // for 1.
-func (r rangeDecoder) bit(p *prob) (rangeDecoder, uint32) {
-	r = r.normal()
-	v := uint32(*p)
-	bound := r.width >> probBits * v
-	zero := uint32(int64(uint64(r.code)-uint64(bound)) >> 63)
-	r.width -= bound
-	r.width += (bound - r.width) & zero
-	r.code -= bound &^ zero
-	*p = prob(v - uint32(int32(v+zero&towardsZero)>>adaptBy))
+func (r rangeDecoder) cut(p prob) (rangeDecoder, uint32) {
+	bound := r.width >> probBits * uint32(p)
+	above := int64(r.code) - int64(bound)
+	zero := uint32(above >> 63)
+	rest := r.width - bound
+	r.width = rest + (bound-rest)&zero
+	r.code = uint32(above) + bound&zero
 	return r, zero
 }
 
-// literal decodes a byte, the highest bit first, each in the context of those before.
-func (r rangeDecoder) literal(probs *[0x300]prob) (rangeDecoder, uint32) {
-	m := uint32(1)
-	for m < 0x100 {
+// towardsZero makes of what a 1 takes from a probability what a 0 adds to it.
+const towardsZero = 1<<32 + (1<<adaptBy - 1) - 1<<probBits
+
+// learned is a probability after a bit that cut gave.
+func (p prob) learned(zero uint32) prob {
+	return p - prob(int32(uint32(p)+zero&towardsZero)>>adaptBy)
+}
+
+// tree decodes a number less than there are probabilities, of which there is a power of
+// 2: the highest bit first, each in the context of those before. Both probabilities that
+// may be next are read ahead.
+func (r rangeDecoder) tree(probs []prob) (rangeDecoder, uint32) {
+	n := uint32(len(probs))
+	m, p := uint32(1), probs[1]
+	for m < n {
+		next0, next1 := probs[2*m&(n-1)], probs[(2*m+1)&(n-1)]
+		r = r.normal()
 		var zero uint32
-		r, zero = r.bit(&probs[m])
+		r, zero = r.cut(p)
+		probs[m] = p.learned(zero)
+		p = next1 ^ (next0^next1)&prob(zero)
 		m = m<<1 + 1 + zero
 	}
-	return r, m & 0xff
+	return r, m - n
 }
 
 // literalAfterMatch decodes a byte that is not the one that would have continued the
@@ -84,51 +94,26 @@ func (r rangeDecoder) literalAfterMatch(probs *[0x300]prob, unlikely uint32) (ra
 	for m < 0x100 {
 		unlikely <<= 1
 		u := unlikely & offset
+		r = r.normal()
+		p := &probs[offset+u+m]
 		var zero uint32
-		r, zero = r.bit(&probs[(offset+u+m)&0x3ff%0x300])
+		r, zero = r.cut(*p)
+		*p = p.learned(zero)
 		m = m<<1 + 1 + zero
 		offset &= u ^ zero
 	}
 	return r, m & 0xff
 }
 
-// tree8 and slot decode 3 and 6 bits, the highest first.
-func (r rangeDecoder) tree8(probs *[lowLengths]prob) (rangeDecoder, uint32) {
-	m := uint32(1)
-	for m < lowLengths {
-		var zero uint32
-		r, zero = r.bit(&probs[m])
-		m = m<<1 + 1 + zero
-	}
-	return r, m - lowLengths
-}
-
-func (r rangeDecoder) tree256(probs *[highLengths]prob) (rangeDecoder, uint32) {
-	m := uint32(1)
-	for m < highLengths {
-		var zero uint32
-		r, zero = r.bit(&probs[m])
-		m = m<<1 + 1 + zero
-	}
-	return r, m - highLengths
-}
-
-func (r rangeDecoder) slot(probs *[slots]prob) (rangeDecoder, uint32) {
-	m := uint32(1)
-	for m < slots {
-		var zero uint32
-		r, zero = r.bit(&probs[m])
-		m = m<<1 + 1 + zero
-	}
-	return r, m - slots
-}
-
 // reverse decodes n bits, the lowest first. Probabilities begin at probs[1].
 func (r rangeDecoder) reverse(probs []prob, n uint32) (rangeDecoder, uint32) {
 	m, v := uint32(1), uint32(0)
 	for i := range n {
+		r = r.normal()
+		p := &probs[m]
 		var zero uint32
-		r, zero = r.bit(&probs[m])
+		r, zero = r.cut(*p)
+		*p = p.learned(zero)
 		m = m<<1 + 1 + zero
 		v |= (1 + zero) << (i & 31)
 	}

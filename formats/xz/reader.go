@@ -67,15 +67,10 @@ func (z *Reader) header() error {
 	if got, want := crc32.ChecksumIEEE(h[6:8]), binary.LittleEndian.Uint32(h[8:]); got != want {
 		return refuse(ErrCorrupt, "CRC-32 of the stream header", hex(want), hex(got))
 	}
-	known := h[6] == 0
-	if z.flags != [2]byte(h[6:8]) || z.check == (check{}) {
-		var ok bool
-		z.check, ok = newCheck(h[7])
-		known = known && ok
-	}
 	z.flags = [2]byte(h[6:8])
-	if !known {
-		return refuse(ErrUnsupported, "flags of the stream", "a check that is 0, 1, 4 or 10", hexBytes(h[6:8]))
+	var known bool
+	if z.check, known = newCheck(h[7]); !known || h[6] != 0 {
+		return refuse(ErrUnsupported, "flags of the stream", "0, and a check that is 0, 1, 4 or 10", hexBytes(h[6:8]))
 	}
 	return nil
 }

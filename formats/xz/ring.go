@@ -54,41 +54,58 @@ func (w *ring) last() uint32 {
 	return 0
 }
 
-// copyMatch copies n bytes to pos from a distance before it. Up to 7 bytes after them
-// are overwritten.
-func copyMatch(buf []byte, pos, distance, n int) {
-	from := pos - distance
-	if pos+n+8 > len(buf) || distance < 8 {
-		copyExact(buf, pos, distance, n)
-		return
+// before is the byte at a distance, from 0 on, before pos.
+func (w *ring) before(pos int, distance uint32) uint32 {
+	from := pos - int(distance) - 1
+	if from < 0 {
+		from += len(w.buf)
 	}
-	src, dst := buf[from:from+n+8], buf[pos:pos+n+8]
+	return uint32(w.buf[from])
+}
+
+// copyMatch copies n bytes to pos, which have room there, from a distance, from 0 on,
+// before it. Up to 7 bytes after them are overwritten. It gives false if there is nothing
+// at that distance.
+func (w *ring) copyMatch(pos int, distance uint, n int) bool {
+	switch {
+	case distance >= uint(w.size):
+		return false
+	case distance >= uint(pos):
+		return w.copyAround(pos, int(distance)+1, n)
+	}
+	from := pos - int(distance) - 1
+	if pos+n+8 > len(w.buf) || distance < 7 {
+		copyExact(w.buf, from, pos, n)
+		return true
+	}
+	src, dst := w.buf[from:from+n+8], w.buf[pos:pos+n+8]
 	for i := 0; i < n; i += 8 {
 		binary.LittleEndian.PutUint64(dst[i:], binary.LittleEndian.Uint64(src[i:]))
 	}
+	return true
 }
 
-// copyExact writes n bytes and no more.
-func copyExact(buf []byte, pos, distance, n int) {
-	from := pos - distance
-	to := buf[pos : pos+n]
-	for len(to) > 0 { // what is there repeats: each time twice as much
+// copyExact writes n bytes and no more. What lies between from and pos repeats: so each
+// time there is twice as much of it.
+func copyExact(buf []byte, from, pos, n int) {
+	for to := buf[pos : pos+n]; len(to) > 0; {
 		k := copy(to, buf[from:pos])
 		to = to[k:]
 		pos += k
 	}
 }
 
-// copyAround copies n bytes to pos from a place that is behind it in the ring.
-func (w *ring) copyAround(pos, distance, n int) {
-	from := pos - distance
-	if from < 0 {
-		from += len(w.buf)
+// copyAround copies from behind pos, where the ring's oldest data are.
+func (w *ring) copyAround(pos, distance, n int) bool {
+	if !w.wrapped {
+		return false
 	}
+	from := pos - distance + len(w.buf)
 	for i := range n {
 		w.buf[pos+i] = w.buf[from]
 		if from++; from == len(w.buf) {
 			from = 0
 		}
 	}
+	return true
 }

@@ -9,6 +9,7 @@ type properties struct {
 }
 
 const (
+	maxStates    = 16 // there are 12; of a power of 2 no index is outside
 	maxPositions = 16 // pb is at most 4
 	maxLiterals  = 16 // lc + lp is at most 4
 )
@@ -19,16 +20,16 @@ type decoder struct {
 	in    [maxCoded]byte
 	props properties
 	state int
-	reps  [4]uint32
-	left  int // of a match that did not fit
+	reps  [4]uint32 // the last distances, from 0 on
+	left  int       // of a match that did not fit
 
 	literal   [maxLiterals][0x300]prob
-	isMatch   [16][maxPositions]prob
-	isRep     [16]prob
-	isRepG0   [16]prob
-	isRepG1   [16]prob
-	isRepG2   [16]prob
-	isRep0Len [16][maxPositions]prob
+	isMatch   [maxStates][maxPositions]prob
+	isRep     [maxStates]prob
+	isRepG0   [maxStates]prob
+	isRepG1   [maxStates]prob
+	isRepG2   [maxStates]prob
+	isRep0Len [maxStates][maxPositions]prob
 	slot      [lenStates][slots]prob
 	special   [specials]prob
 	align     [1 << alignBits]prob
@@ -61,13 +62,14 @@ func (d *decoder) reset() {
 		evenAll(d.isMatch[s][:])
 		evenAll(d.isRep0Len[s][:])
 	}
-	for _, probs := range []*[16]prob{&d.isRep, &d.isRepG0, &d.isRepG1, &d.isRepG2, &d.align} {
+	for _, probs := range []*[maxStates]prob{&d.isRep, &d.isRepG0, &d.isRepG1, &d.isRepG2} {
 		evenAll(probs[:])
 	}
 	for i := range d.slot {
 		evenAll(d.slot[i][:])
 	}
 	evenAll(d.special[:])
+	evenAll(d.align[:])
 	d.lengths.reset()
 	d.repeated.reset()
 }
@@ -82,7 +84,7 @@ func (l *lengthDecoder) reset() {
 }
 
 // literalNext is afterLiteral of each state.
-var literalNext = func() (next [16]uint8) {
+var literalNext = func() (next [maxStates]uint8) {
 	for s := range states {
 		next[s] = uint8(afterLiteral(s))
 	}
@@ -92,146 +94,125 @@ var literalNext = func() (next [16]uint8) {
 // decode decodes symbols until the ring has been written up to limit. It gives false if
 // a match begins before the data.
 func (d *decoder) decode(w *ring, limit int) bool {
-	buf, pos, size := w.buf, w.pos, uint(w.size)
-	r, state := d.rc, d.state
-	rep0, rep1, rep2, rep3 := d.reps[0], d.reps[1], d.reps[2], d.reps[3]
-	lc, lp, pb := d.props.lc&7, d.props.lp, d.props.pb
-	prev := w.last()
-	n := d.left
-	for {
+	buf, pos, prev := w.buf, w.pos, w.last()
+	lc, lp, pb := d.props.lc&7, d.props.lp, d.props.pb&(maxPositions-1)
+	r, state, n := d.rc, d.state, d.left
+	for pos < limit {
 		if n > 0 {
-			take := min(n, limit-pos)
-			if take <= 0 {
-				break
-			}
-			if uint(rep0) < uint(pos) && uint(rep0) < size {
-				copyMatch(buf, pos, int(rep0)+1, take)
-			} else if uint(rep0) >= size || !w.wrapped {
+			part := min(n, limit-pos)
+			if !w.copyMatch(pos, uint(d.reps[0]), part) {
 				return false
-			} else {
-				w.copyAround(pos, int(rep0)+1, take)
 			}
-			pos += take
-			n -= take
+			pos += part
+			n -= part
 			prev = uint32(buf[pos-1])
 			continue
 		}
-		if pos >= limit {
-			break
-		}
-		at := pos & pb & (maxPositions - 1)
-		state &= 15
+		state &= maxStates - 1
+		at := pos & pb
 		r = r.normal()
 		p := &d.isMatch[state][at]
-		if bound := r.bound(*p); r.code < bound {
+		bound := r.bound(*p)
+		if r.code < bound {
 			r = r.zero(p, bound)
 			probs := &d.literal[(uint32(pos&lp)<<lc+prev<<lc>>8)%maxLiterals]
 			if state < 7 {
-				r, prev = r.literal(probs)
+				r, prev = r.tree(probs[:0x100])
 			} else {
-				from := pos - int(rep0) - 1
-				if from < 0 {
-					from += len(buf)
-				}
-				r, prev = r.literalAfterMatch(probs, uint32(buf[from]))
+				r, prev = r.literalAfterMatch(probs, w.before(pos, d.reps[0]))
 			}
 			buf[pos] = byte(prev)
 			pos++
 			state = int(literalNext[state])
 			continue
-		} else {
-			r = r.one(p, bound)
 		}
-		r = r.normal()
+		r = r.one(p, bound).normal()
 		p = &d.isRep[state]
-		if bound := r.bound(*p); r.code < bound {
-			r = r.zero(p, bound)
-			rep3, rep2, rep1 = rep2, rep1, rep0
-			r, n = r.length(&d.lengths, at)
-			r, rep0 = d.distance(r, n)
+		if bound = r.bound(*p); r.code < bound {
+			r, n = r.zero(p, bound).length(&d.lengths, at)
+			r = d.distance(r, n)
 			state = afterMatch(state)
 			continue
-		} else {
-			r = r.one(p, bound)
 		}
-		r = r.normal()
-		p = &d.isRepG0[state]
-		if bound := r.bound(*p); r.code < bound {
-			r = r.zero(p, bound)
-			r = r.normal()
-			p = &d.isRep0Len[state][at]
-			if bound := r.bound(*p); r.code < bound {
-				r = r.zero(p, bound)
-				state, n = afterShortRep(state), 1
-				continue
-			} else {
-				r = r.one(p, bound)
-			}
-		} else {
-			r = r.one(p, bound)
-			r = r.normal()
-			p = &d.isRepG1[state]
-			if bound := r.bound(*p); r.code < bound {
-				r = r.zero(p, bound)
-				rep0, rep1 = rep1, rep0
-			} else {
-				r = r.one(p, bound)
-				r = r.normal()
-				p = &d.isRepG2[state]
-				if bound := r.bound(*p); r.code < bound {
-					r = r.zero(p, bound)
-					rep0, rep1, rep2 = rep2, rep0, rep1
-				} else {
-					r = r.one(p, bound)
-					rep0, rep1, rep2, rep3 = rep3, rep0, rep1, rep2
-				}
-			}
+		var short bool
+		if r, short = d.repeat(r.one(p, bound), state, at); short {
+			state, n = afterShortRep(state), 1
+			continue
 		}
 		r, n = r.length(&d.repeated, at)
 		state = afterRep(state)
 	}
 	w.pos = pos
 	d.rc, d.state, d.left = r, state, n
-	d.reps = [4]uint32{rep0, rep1, rep2, rep3}
 	return true
+}
+
+// repeat decodes which of the last distances a repeat has, and whether it is of one byte.
+func (d *decoder) repeat(r rangeDecoder, state, at int) (_ rangeDecoder, short bool) {
+	state &= maxStates - 1
+	r = r.normal()
+	p := &d.isRepG0[state]
+	bound := r.bound(*p)
+	if r.code < bound {
+		r = r.zero(p, bound).normal()
+		p = &d.isRep0Len[state][at&(maxPositions-1)]
+		if bound = r.bound(*p); r.code < bound {
+			return r.zero(p, bound), true
+		}
+		return r.one(p, bound), false
+	}
+	r = r.one(p, bound).normal()
+	p = &d.isRepG1[state]
+	if bound = r.bound(*p); r.code < bound {
+		d.reps[0], d.reps[1] = d.reps[1], d.reps[0]
+		return r.zero(p, bound), false
+	}
+	r = r.one(p, bound).normal()
+	p = &d.isRepG2[state]
+	last := d.reps[2]
+	if bound = r.bound(*p); r.code < bound {
+		r = r.zero(p, bound)
+	} else {
+		r = r.one(p, bound)
+		last, d.reps[3] = d.reps[3], last
+	}
+	d.reps[0], d.reps[1], d.reps[2] = last, d.reps[0], d.reps[1]
+	return r, false
 }
 
 func (r rangeDecoder) length(l *lengthDecoder, at int) (rangeDecoder, int) {
 	at &= maxPositions - 1
 	var n uint32
 	r = r.normal()
-	if bound := r.bound(l.choice); r.code < bound {
-		r = r.zero(&l.choice, bound)
-		r, n = r.tree8(&l.low[at])
+	bound := r.bound(l.choice)
+	if r.code < bound {
+		r, n = r.zero(&l.choice, bound).tree(l.low[at][:])
 		return r, int(n) + minMatch
-	} else {
-		r = r.one(&l.choice, bound)
 	}
-	r = r.normal()
-	if bound := r.bound(l.choice2); r.code < bound {
-		r = r.zero(&l.choice2, bound)
-		r, n = r.tree8(&l.mid[at])
+	r = r.one(&l.choice, bound).normal()
+	if bound = r.bound(l.choice2); r.code < bound {
+		r, n = r.zero(&l.choice2, bound).tree(l.mid[at][:])
 		return r, int(n) + minMatch + lowLengths
-	} else {
-		r = r.one(&l.choice2, bound)
 	}
-	r, n = r.tree256(&l.high)
+	r, n = r.one(&l.choice2, bound).tree(l.high[:])
 	return r, int(n) + minMatch + 2*lowLengths
 }
 
-func (d *decoder) distance(r rangeDecoder, length int) (rangeDecoder, uint32) {
-	r, slot := r.slot(&d.slot[lenState(length)&(lenStates-1)])
-	if slot < firstModel {
-		return r, slot
+// distance decodes the distance of a match and puts it in front of the last ones.
+func (d *decoder) distance(r rangeDecoder, length int) rangeDecoder {
+	r, v := r.tree(d.slot[lenState(length)&(lenStates-1)][:])
+	if v >= firstModel {
+		slot, n := v, v>>1-1
+		v = (2 | v&1) << (n & 31)
+		var high, low uint32
+		if slot < firstAlign {
+			r, low = r.reverse(d.special[v-slot:], n)
+		} else {
+			r, high = r.direct(n - alignBits)
+			r, low = r.reverse(d.align[:], alignBits)
+		}
+		v += high<<alignBits + low
 	}
-	n := slot>>1 - 1
-	base := (2 | slot&1) << (n & 31)
-	var high, low uint32
-	if slot < firstAlign {
-		r, low = r.reverse(d.special[base-slot:], n)
-		return r, base + low
-	}
-	r, high = r.direct(n - alignBits)
-	r, low = r.reverse(d.align[:], alignBits)
-	return r, base + high<<alignBits + low
+	d.reps = [4]uint32{v, d.reps[0], d.reps[1], d.reps[2]}
+	return r
 }
