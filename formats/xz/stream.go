@@ -55,7 +55,10 @@ func (e *Encoder) Append(dst, data []byte, level Level) []byte {
 }
 
 // dictionarySize is what a byte of a block header stands for: 2 or 3 times a power of 2.
-func dictionarySize(b byte) int { return (2 | int(b)&1) << (b/2 + 11) }
+func dictionarySize(b byte) int { return int(dictionaryBytes(b)) }
+
+// dictionaryBytes is that as a number that holds all there are.
+func dictionaryBytes(b byte) int64 { return (2 | int64(b)&1) << (b/2 + 11) }
 
 // dictionaryByte is the least that is at least n.
 func dictionaryByte(n int) (b byte) {

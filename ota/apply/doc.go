@@ -21,7 +21,8 @@
 //
 // Operations stream. What one holds besides is told by [Need]: nothing that grows
 // with it for copies, zeros, uncompressed data, bsdiff and puffdiff; the
-// dictionary of an xz stream; source and target of a zucchini patch; those and
-// their contents for lz4diff. [Memory] bounds what those that run at once hold
-// together; what needs more by itself runs alone and, if that was asked for, spills.
+// dictionary of an xz stream, as far as it is filled; source and target of a
+// zucchini patch; those and their contents for lz4diff. [Memory] bounds what those
+// that run at once hold together; what needs more by itself runs alone and, if that
+// was asked for, spills.
 package apply

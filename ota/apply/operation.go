@@ -11,13 +11,13 @@ import (
 
 	"github.com/dsnet/compress/bzip2"
 	"github.com/klauspost/compress/zstd"
-	"github.com/mikelolasagasti/xz"
 
 	"cowbird/formats/bsdiff"
 	"cowbird/formats/lz4diff"
 	"cowbird/formats/payload"
 	"cowbird/formats/payload/pb"
 	"cowbird/formats/puffin"
+	"cowbird/formats/xz"
 	"cowbird/formats/zucchini"
 	"cowbird/ota/verify"
 )
@@ -86,7 +86,9 @@ func Need(op *pb.InstallOperation, blockSize int64) int64 {
 	source := int64(payload.Blocks(op.GetSrcExtents())) * blockSize
 	target := int64(payload.Blocks(op.GetDstExtents())) * blockSize
 	switch op.GetType() {
-	case pb.InstallOperation_REPLACE_XZ, pb.InstallOperation_REPLACE_ZSTD:
+	case pb.InstallOperation_REPLACE_XZ: // what has been decoded, which grows by doubling
+		return min(2*target, xzDictionary)
+	case pb.InstallOperation_REPLACE_ZSTD:
 		return min(target, xzDictionary)
 	case pb.InstallOperation_REPLACE_BZ:
 		return 4 << 20
@@ -284,18 +286,11 @@ func (o *Operation) replace(out *extentWriter) error {
 // Decoders are kept for the next operation: they hold megabytes.
 var xzDecoders, bzip2Decoders, zstdDecoders sync.Pool
 
-func xzDecoder(r io.Reader) (z *xz.Reader, err error) {
-	z, ok := xzDecoders.Get().(*xz.Reader)
-	if ok {
-		err = z.Reset(r)
-	} else {
-		z, err = xz.NewReader(r, xzDictionary)
+func xzDecoder(r io.Reader) (*xz.Reader, error) {
+	if z, ok := xzDecoders.Get().(*xz.Reader); ok {
+		return z, z.Reset(r)
 	}
-	if err != nil {
-		return nil, err
-	}
-	z.Multistream(false)
-	return z, nil
+	return xz.NewReader(r, xzDictionary)
 }
 
 func bzip2Decoder(r io.Reader) (*bzip2.Reader, error) {
