@@ -30,6 +30,8 @@ const (
 // program is this test's own, put into the image that becomes the root.
 const program = "/program"
 
+var _ = addRole(play)
+
 // play makes this process what the test that started it wants, for good; of the
 // tests' own process it changes nothing.
 func play() {

@@ -189,6 +189,8 @@ func (l *lab) images(name string) (base, cowPath string, target []byte) {
 	old := randomBlocks(rng, testBlocks)
 	target = randomBlocks(rng, testBlocks)
 	copy(target[:testBlocks/4*4096], old[4096:]) // copies, one block down
+	const same = testBlocks / 2
+	copy(target[same*4096:(same+testBlocks/16)*4096], old[same*4096:]) // as it was
 	base, cowPath = filepath.Join(l.dir, name+".base"), filepath.Join(l.dir, name+".cow")
 	if err := os.WriteFile(base, old, 0o600); err != nil {
 		l.t.Fatal(err)

@@ -1,12 +1,16 @@
 package snapd
 
 import (
+	"bytes"
 	"context"
 	"strings"
 	"testing"
 	"time"
 
+	"cowbird/dmuser"
 	"cowbird/ota/gate"
+
+	"golang.org/x/sys/unix"
 )
 
 // Snapshots are served before there is a socket; it comes later, and clients find
@@ -76,5 +80,35 @@ func TestEndBeforeSocket(t *testing.T) {
 	l.end()
 	if d := l.carrier.device("one"); d == nil || !d.closed {
 		t.Error("expected the device to be closed")
+	}
+}
+
+// What no op changes is in the file of the base, and holding it counts as work; what has an
+// op is not.
+func TestHoldFile(t *testing.T) {
+	l := newLab(t, nil)
+	base, delta, target := l.images("sys")
+	if err := l.server.Map([]Snapshot{{"sys", delta, base, base}}); err != nil {
+		t.Fatal(err)
+	}
+	b := l.carrier.device("sys").backend.(dmuser.FileBackend)
+	held := 0
+	for off := int64(0); off < b.Size(); off += 4096 {
+		fd, at, ok := b.HoldFile(off, 4096)
+		if !ok {
+			continue
+		}
+		held++
+		got := make([]byte, 4096)
+		if n, err := unix.Pread(fd, got, at); n != 4096 || err != nil || !bytes.Equal(got, target[off:off+4096]) {
+			t.Errorf("block at %d: expected the target's bytes, found others, %v", off, err)
+		}
+		if n := b.(*backend).quiet.active.Load(); n != 1 {
+			t.Errorf("expected one thing under way, found %d", n)
+		}
+		b.ReleaseFile()
+	}
+	if n := b.(*backend).quiet.active.Load(); n != 0 || held == 0 || int64(held) == b.Size()/4096 {
+		t.Errorf("expected some blocks to be held and none left, found %d of %d, and %d", held, b.Size()/4096, n)
 	}
 }

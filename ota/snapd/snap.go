@@ -341,6 +341,21 @@ func (b *backend) ReadAt(p []byte, off int64) (int, error) {
 	return read, err
 }
 
+// HoldFile tells a carrier where the base has what is read, so that the carrier may look
+// whether the page cache has it, instead of asking for a read that could wait.
+func (b *backend) HoldFile(off int64, n int) (fd int, at int64, ok bool) {
+	if fd, at, ok = b.snapshot.HoldFile(off, n); ok {
+		b.quiet.begin()
+	}
+	return fd, at, ok
+}
+
+// ReleaseFile ends a HoldFile.
+func (b *backend) ReleaseFile() {
+	b.snapshot.ReleaseFile()
+	b.quiet.end()
+}
+
 // complain logs the 1st, 2nd, 4th, 8th, … failure: a bad disk must not fill the
 // log, and there is no timer to hold lines back.
 func (b *backend) complain(err error, off int64, length int) {
