@@ -63,7 +63,7 @@ func newMatcher(source, target *view) *matcher {
 	m.head = make([]int32, 1<<(64-m.shift))
 	m.next = make([]int32, len(source.img))
 	for at := 0; at+gram <= len(source.img); at++ {
-		if !continues(source.role[at]) {
+		if role := source.role[at]; !continues(role) && (at%2 == 0 || !raw(role)) {
 			h := m.hash(source, at)
 			m.next[at] = m.head[h]
 			m.head[h] = int32(at + 1)
