@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -35,10 +37,11 @@ type build struct {
 	cowVersion   uint32
 	unit         cli.Size
 	noVerity     bool
-	postinstalls map[string]string
+	postinstalls []string
 	res          resources
 
 	inputs []*generate.Input
+	extras []generate.Extra // of a zip
 }
 
 // resources are what a machine gives.
@@ -79,7 +82,7 @@ func (b *build) buildFlags(cmd *cobra.Command) {
 	b.unit = 64 << 10
 	f.Var(&b.unit, "unit", "the largest unit of COWs on devices (version 3)")
 	f.BoolVar(&b.noVerity, "no-verity", false, "send hash trees and error correction, which devices make otherwise")
-	f.StringToStringVar(&b.postinstalls, "postinstall", nil, "programs that devices run, as `NAME=PATH` in the partition")
+	f.StringArrayVar(&b.postinstalls, "postinstall", nil, "a program that devices run, as `NAME=PATH[:FILESYSTEM[:optional]]` in the partition; target files tell theirs")
 	_ = cmd.MarkFlagDirname("old")
 	values(cmd, "effort", "fast", "default", "max")
 	b.res.flags(cmd)
@@ -121,10 +124,20 @@ func (b *build) options(name string) (o generate.Options, err error) {
 			return o, err
 		}
 	}
+	programs, err := b.programs(newer)
+	if err != nil {
+		return o, err
+	}
 	for _, n := range newer.Names {
 		if b.selects(n) {
-			o.Partitions = append(o.Partitions, b.partition(n, newer, older))
+			p := b.partition(n, newer, older)
+			p.Postinstall = programs[n]
+			o.Partitions = append(o.Partitions, p)
 		}
+	}
+	o.Apexes = newer.Apexes
+	if b.extras, err = generate.Extras(newer, older); err != nil {
+		return o, err
 	}
 	o.Dynamic, err = b.dynamic(newer.Dynamic)
 	return o, err
@@ -141,10 +154,30 @@ func (b *build) partition(name string, newer, older *generate.Input) generate.Pa
 	if !b.noVerity {
 		p.Verity = generate.FindVerity(p.New)
 	}
-	if path := b.postinstalls[name]; path != "" {
-		p.Postinstall = &generate.Postinstall{Path: path}
-	}
 	return p
+}
+
+// programs are what the target files have devices run, and the flags, which come before
+// them.
+func (b *build) programs(in *generate.Input) (map[string]*generate.Postinstall, error) {
+	all := map[string]*generate.Postinstall{}
+	maps.Copy(all, in.Postinstalls)
+	for _, text := range b.postinstalls {
+		name, program, found := strings.Cut(text, "=")
+		parts := strings.Split(program, ":")
+		if !found || parts[0] == "" || len(parts) > 3 || len(parts) == 3 && parts[2] != "optional" {
+			return nil, cli.Usagef("--postinstall: expected NAME=PATH, :FILESYSTEM and :optional, found %q", text)
+		}
+		if !slices.Contains(in.Names, name) {
+			return nil, cli.Usagef("--postinstall: expected one of the partitions %s, found %q", strings.Join(in.Names, ", "), name)
+		}
+		p := &generate.Postinstall{Path: parts[0], Optional: len(parts) == 3}
+		if len(parts) > 1 {
+			p.Filesystem = parts[1]
+		}
+		all[name] = p
+	}
+	return all, nil
 }
 
 // dynamic is what the flags say of super, or else the target files.
@@ -227,7 +260,7 @@ func (r *release) signers() (all []generate.Signer, err error) {
 }
 
 // write writes the payload, or a zip with it.
-func (r *release) write(p *generate.Payload, spool string) (w *generate.Written, err error) {
+func (r *release) write(p *generate.Payload, spool string, extras []generate.Extra) (w *generate.Written, err error) {
 	signers, err := r.signers()
 	if err != nil {
 		return nil, err
@@ -238,7 +271,7 @@ func (r *release) write(p *generate.Payload, spool string) (w *generate.Written,
 	}
 	defer out.Discard()
 	if strings.HasSuffix(r.out, ".zip") {
-		w, err = r.zip(out, p, signers, spool)
+		w, err = r.zip(out, p, signers, spool, extras)
 	} else {
 		w, err = p.Write(out, signers)
 	}
@@ -259,7 +292,7 @@ func (r *release) writeDigests(w *generate.Written) error {
 		os.WriteFile(filepath.Join(r.digests, "metadata.sha256"), w.MetadataDigest[:], 0o666))
 }
 
-func (r *release) zip(out io.Writer, p *generate.Payload, signers []generate.Signer, spool string) (*generate.Written, error) {
+func (r *release) zip(out io.Writer, p *generate.Payload, signers []generate.Signer, spool string, extras []generate.Extra) (*generate.Written, error) {
 	f, err := os.CreateTemp(spool, "payload.*")
 	if err != nil {
 		return nil, err
@@ -284,7 +317,7 @@ func (r *release) zip(out io.Writer, p *generate.Payload, signers []generate.Sig
 	if r.wipe {
 		w.Properties.More = map[string]string{"POWERWASH": "1"}
 	}
-	return w, generate.WritePackage(out, f, w.Properties.FileSize, w, meta)
+	return w, generate.WritePackage(out, f, w.Properties.FileSize, w, meta, extras...)
 }
 
 // payloadReport is what create, join and sign tell.
@@ -354,7 +387,7 @@ func (b *build) create(ctx context.Context, out cli.Output, r *release, name str
 		return err
 	}
 	defer p.Close()
-	w, err := r.write(p, b.res.spool)
+	w, err := r.write(p, b.res.spool, b.extras)
 	if err != nil {
 		return err
 	}

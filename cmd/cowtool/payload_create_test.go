@@ -58,6 +58,28 @@ func TestPayloadCreate(t *testing.T) {
 	}
 }
 
+// Programs to be run come from target files, and from flags, which come before them.
+func TestPayloadPostinstall(t *testing.T) {
+	b := newBox(t)
+	for _, dir := range []string{"t", "t/IMAGES", "t/META"} {
+		if err := os.Mkdir(b.path(dir), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.write("t/IMAGES/system.img", b.target)
+	b.write("t/IMAGES/vendor.img", b.target)
+	b.write("t/META/postinstall_config.txt", []byte("RUN_POSTINSTALL_system=true\nPOSTINSTALL_PATH_system=bin/one\nRUN_POSTINSTALL_vendor=true\nPOSTINSTALL_PATH_vendor=bin/two\n"))
+	b.run("payload create -q --effort fast -o @a.bin --postinstall vendor=bin/three:erofs:optional @t")
+	if info := b.run("payload info @a.bin"); !strings.Contains(info, "runs bin/one after") || !strings.Contains(info, "runs bin/three after") || strings.Contains(info, "bin/two") {
+		t.Errorf("expected the programs one and three, found %s", info)
+	}
+	for _, bad := range []string{"vendor", "vendor=", "vendor=a:b:c", "vendor=a:b:optional:d", "odm=a"} {
+		if code, _, errs := b.try("payload create -o @x.bin --postinstall " + bad + " @t"); code != 2 || !strings.Contains(errs, "--postinstall") {
+			t.Errorf("%s: expected to be refused, found %d, %s", bad, code, errs)
+		}
+	}
+}
+
 // Items that are made by themselves give the same payload; what is missing is named.
 func TestPayloadFarm(t *testing.T) {
 	b := newImagesBox(t)

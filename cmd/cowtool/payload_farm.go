@@ -92,6 +92,8 @@ type farm struct {
 	*common
 	plan, results, old, new string
 	res                     resources
+
+	extras []generate.Extra // of a zip
 }
 
 func (f *farm) flags(cmd *cobra.Command) {
@@ -125,6 +127,9 @@ func (f *farm) with(out cli.Output, do func(*generate.Plan) error) (err error) {
 			return err
 		}
 		defer func() { err = errors.Join(err, older.Close()) }()
+	}
+	if f.extras, err = generate.Extras(newer, older); err != nil {
+		return err
 	}
 	o := f.res.options()
 	meter := out.Meter(string(generate.Reading))
@@ -240,7 +245,7 @@ func (f *farm) join(ctx context.Context, out cli.Output, p *generate.Plan, r *re
 		return err
 	}
 	defer made.Close()
-	w, err := r.write(made, f.res.spool)
+	w, err := r.write(made, f.res.spool, f.extras)
 	if err != nil {
 		return err
 	}

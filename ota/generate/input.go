@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"cowbird/cow"
+	"cowbird/formats/payload"
 	"cowbird/formats/payload/pb"
 	"cowbird/formats/sparse"
 )
@@ -29,6 +30,12 @@ type Input struct {
 	// Dynamic is what target files say of the super partition and of snapshots; nil:
 	// nothing.
 	Dynamic *pb.DynamicPartitionMetadata
+	// Postinstalls are what target files have devices run, by partition.
+	Postinstalls map[string]*Postinstall
+	// Apexes are the modules that target files tell; CareMap, which blocks a device reads
+	// before it counts a build as good.
+	Apexes  []*pb.ApexInfo
+	CareMap []byte
 
 	images map[string]cow.Image
 	close  []func() error
@@ -50,7 +57,7 @@ func (in *Input) Close() (err error) {
 
 const (
 	imageSuffix = ".img"
-	// maxText bounds the text files of META, in bytes.
+	// maxText bounds a file of META, in bytes.
 	maxText = 1 << 20
 )
 
@@ -166,18 +173,75 @@ func (in *Input) meta(open func(name string) (io.ReadCloser, error)) error {
 		return err
 	}
 	in.Names = names
-	info, err := lines(open, "dynamic_partitions_info.txt")
-	if err != nil || info == nil {
+	info, err := values(open, "dynamic_partitions_info.txt")
+	if err != nil {
 		return err
 	}
+	if in.Dynamic, err = dynamicOf(info); err != nil {
+		return err
+	}
+	post, err := values(open, "postinstall_config.txt")
+	if err != nil {
+		return err
+	}
+	in.Postinstalls = postinstallsOf(post)
+	if in.CareMap, err = whole(open, "care_map.pb"); err != nil {
+		return err
+	}
+	if _, err := payload.ParseCareMap(in.CareMap); err != nil {
+		return fmt.Errorf("%w: META/care_map.pb: %w", ErrInput, err)
+	}
+	apex, err := whole(open, "apex_info.pb")
+	if err != nil {
+		return err
+	}
+	var m pb.ApexMetadata
+	if err := proto.Unmarshal(apex, &m); err != nil {
+		return fmt.Errorf("%w: META/apex_info.pb: %w", ErrInput, err)
+	}
+	in.Apexes = m.GetApexInfo()
+	return nil
+}
+
+// postinstallsOf reads what each partition's name ends the key of.
+func postinstallsOf(values map[string]string) map[string]*Postinstall {
+	all := map[string]*Postinstall{}
+	for key, value := range values {
+		if name, found := strings.CutPrefix(key, "RUN_POSTINSTALL_"); found && value == "true" {
+			all[name] = &Postinstall{Path: values["POSTINSTALL_PATH_"+name], Filesystem: values["FILESYSTEM_TYPE_"+name],
+				Optional: values["POSTINSTALL_OPTIONAL_"+name] == "true"}
+		}
+	}
+	return all
+}
+
+// whole reads a file; nil if it is not there.
+func whole(open func(string) (io.ReadCloser, error), name string) ([]byte, error) {
+	f, err := open(name)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxText+1))
+	if err == nil && len(b) > maxText {
+		err = fmt.Errorf("%w: META/%s: expected at most %d bytes", ErrInput, name, maxText)
+	}
+	return b, err
+}
+
+// values reads a text file of lines KEY=VALUE.
+func values(open func(string) (io.ReadCloser, error), name string) (map[string]string, error) {
+	all, err := lines(open, name)
 	values := map[string]string{}
-	for _, l := range info {
+	for _, l := range all {
 		if key, value, found := strings.Cut(l, "="); found {
 			values[key] = value
 		}
 	}
-	in.Dynamic, err = dynamicOf(values)
-	return err
+	return values, err
 }
 
 // lines reads a text file without empty lines; nil if it is not there.

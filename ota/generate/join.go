@@ -105,6 +105,9 @@ func (o *Options) manifest() *pb.DeltaArchiveManifest {
 	if o.Dynamic != nil {
 		m.DynamicPartitionMetadata = proto.Clone(o.Dynamic).(*pb.DynamicPartitionMetadata)
 	}
+	for _, a := range o.Apexes {
+		m.ApexInfo = append(m.ApexInfo, proto.Clone(a).(*pb.ApexInfo))
+	}
 	return m
 }
 

@@ -138,6 +138,9 @@ type Options struct {
 	Partial bool
 	// Dynamic says which partitions are in super, and what snapshots devices make.
 	Dynamic *pb.DynamicPartitionMetadata
+	// Apexes are the modules of the new build, which tell devices how much room those
+	// that are compressed need.
+	Apexes []*pb.ApexInfo
 
 	// Workers is how many operations are made at a time; 0 means one a processor. The
 	// payload does not depend on it.

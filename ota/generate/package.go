@@ -9,6 +9,7 @@ import (
 	"path"
 	"strings"
 
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	"cowbird/formats/payload"
@@ -23,9 +24,53 @@ const (
 	reserved = 400
 )
 
-// WritePackage writes an OTA zip with a payload of size bytes and what it is for.
-// Everything is stored, so that it can be streamed; times are not told.
-func WritePackage(out io.Writer, f io.ReaderAt, size int64, w *Written, metadata *pb.OtaMetadata) error {
+// Extra is a file of an OTA zip besides those that every one has.
+type Extra struct {
+	Name string
+	Data []byte
+}
+
+// Extras are what target files add to a zip: modules, each with its version in the old
+// build if there is one, and what is to be read before the build counts as good. older is
+// nil for a full payload.
+func Extras(newer, older *Input) (all []Extra, err error) {
+	if len(newer.Apexes) > 0 {
+		m := &pb.ApexMetadata{}
+		for _, a := range newer.Apexes {
+			m.ApexInfo = append(m.ApexInfo, withSource(a, older))
+		}
+		b, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, Extra{"apex_info.pb", b})
+	}
+	if newer.CareMap != nil {
+		all = append(all, Extra{"care_map.pb", newer.CareMap})
+	}
+	return all, nil
+}
+
+// sourceVersion is a field that modules have in zips only (specs/payload.md 5.2).
+const sourceVersion = 5
+
+func withSource(a *pb.ApexInfo, older *Input) *pb.ApexInfo {
+	a = proto.Clone(a).(*pb.ApexInfo)
+	if older == nil {
+		return a
+	}
+	for _, was := range older.Apexes {
+		if was.GetPackageName() == a.GetPackageName() {
+			b := protowire.AppendTag(a.ProtoReflect().GetUnknown(), sourceVersion, protowire.VarintType)
+			a.ProtoReflect().SetUnknown(protowire.AppendVarint(b, uint64(was.GetVersion())))
+		}
+	}
+	return a
+}
+
+// WritePackage writes an OTA zip with a payload of size bytes, what it is for, and more
+// files. Everything is stored, so that it can be streamed; times are not told.
+func WritePackage(out io.Writer, f io.ReaderAt, size int64, w *Written, metadata *pb.OtaMetadata, more ...Extra) error {
 	m, err := payload.Read(io.NewSectionReader(f, 0, size), size, payload.Limits{})
 	if err != nil {
 		return err
@@ -41,6 +86,11 @@ func WritePackage(out io.Writer, f io.ReaderAt, size int64, w *Written, metadata
 	}
 	if err := z.bytes(payload.PropertiesName, w.Properties.Append(nil)); err != nil {
 		return err
+	}
+	for _, e := range more {
+		if err := z.bytes(e.Name, e.Data); err != nil {
+			return err
+		}
 	}
 	meta := proto.Clone(metadata).(*pb.OtaMetadata)
 	meta.PropertyFiles = map[string]string{streamingFiles: strings.Repeat(" ", reserved), allFiles: strings.Repeat(" ", reserved)}

@@ -12,6 +12,8 @@ import (
 	"cowbird/formats/payload/pb"
 	"cowbird/formats/sparse"
 	"cowbird/ota/verify"
+
+	"google.golang.org/protobuf/proto"
 )
 
 // A package is found, and is where its own lists say.
@@ -54,6 +56,71 @@ func TestPackage(t *testing.T) {
 	}
 }
 
+// apexes is a file with modules, each with its name and version.
+func apexes(t *testing.T, all ...any) []byte {
+	m := &pb.ApexMetadata{}
+	for i := 0; i < len(all); i += 2 {
+		m.ApexInfo = append(m.ApexInfo, &pb.ApexInfo{PackageName: proto.String(all[i].(string)), Version: proto.Int64(int64(all[i+1].(int)))})
+	}
+	b, err := proto.Marshal(m)
+	must(t, err)
+	return b
+}
+
+// Modules are in the manifest, and with their old versions in the zip; so is the care map,
+// and the lists of property files know both.
+func TestExtras(t *testing.T) {
+	parse := func(b []byte) []*pb.ApexInfo {
+		m := &pb.ApexMetadata{}
+		must(t, proto.Unmarshal(b, m))
+		return m.ApexInfo
+	}
+	care, err := proto.Marshal(&pb.CareMap{Partitions: []*pb.CareMap_PartitionInfo{{Name: "boot", Ranges: "2,0,8"}}})
+	must(t, err)
+	newer := &Input{Apexes: parse(apexes(t, "com.bird", 7, "com.new", 1)), CareMap: care}
+	older := &Input{Apexes: parse(apexes(t, "com.bird", 5, "com.gone", 9))}
+	for _, from := range []*Input{nil, older} {
+		extras, err := Extras(newer, from)
+		must(t, err)
+		p, err := Create(t.Context(), Options{Apexes: newer.Apexes, Partitions: []Partition{{Name: "boot", New: imageOf(bytes.Repeat([]byte("cowbird "), 4096))}}})
+		must(t, err)
+		defer p.Close()
+		var b, z bytes.Buffer
+		w, err := p.Write(&b, nil)
+		must(t, err)
+		m, err := payload.Read(bytes.NewReader(b.Bytes()), int64(b.Len()), payload.Limits{})
+		must(t, err)
+		if a := m.Manifest.GetApexInfo(); len(a) != 2 || !proto.Equal(a[0], newer.Apexes[0]) {
+			t.Errorf("expected the modules in the manifest, found %v", a)
+		}
+		must(t, WritePackage(&z, bytes.NewReader(b.Bytes()), int64(b.Len()), w, &pb.OtaMetadata{Type: pb.OtaMetadata_AB}, extras...))
+		in, err := payload.InZip(bytes.NewReader(z.Bytes()), int64(z.Len()), "")
+		must(t, err)
+		found := map[string]string{}
+		for _, e := range strings.Split(strings.TrimSpace(in.Metadata.GetPropertyFiles()[streamingFiles]), ",") {
+			name, place, _ := strings.Cut(e, ":")
+			var at, n int64
+			_, err := fmt.Sscanf(place, "%d:%d", &at, &n)
+			must(t, err)
+			found[name] = string(z.Bytes()[at : at+n])
+		}
+		if found["care_map.pb"] != string(care) {
+			t.Errorf("expected the care map, found %q", found["care_map.pb"])
+		}
+		got := parse([]byte(found["apex_info.pb"]))
+		want := ""
+		if from != nil {
+			want = "\x28\x05" // field 5, a number: the old version
+		}
+		if len(got) != 2 || string(got[0].ProtoReflect().GetUnknown()) != want || len(got[1].ProtoReflect().GetUnknown()) > 0 {
+			t.Errorf("expected the old version %q of the first module, found %v", want, got)
+		}
+	}
+	if extras, err := Extras(&Input{}, older); len(extras) > 0 || err != nil {
+		t.Errorf("expected nothing, found %v, %v", extras, err)
+	}
+}
+
 // Images are found in folders and in target files, sparse or not, with what META says.
 func TestInput(t *testing.T) {
 	raw := bytes.Repeat([]byte("cowbird "), 1024)
@@ -86,13 +153,23 @@ func TestInput(t *testing.T) {
 	check(filepath.Join(dir, "plain"), "system", "vendor")
 	target := map[string][]byte{"IMAGES/system.img": raw, "IMAGES/vendor.img": thin.Bytes(), "IMAGES/userdata.img": raw, "META/ab_partitions.txt": []byte("vendor\nsystem\n"),
 		"META/dynamic_partitions_info.txt": []byte("super_partition_groups=main\nsuper_main_group_size=1048576\nsuper_main_partition_list=system vendor\n" +
-			"virtual_ab=true\nvirtual_ab_compression=true\nvirtual_ab_compression_method=lz4\nvirtual_ab_cow_version=3\nvirtual_ab_compression_factor=65536\n")}
+			"virtual_ab=true\nvirtual_ab_compression=true\nvirtual_ab_compression_method=lz4\nvirtual_ab_cow_version=3\nvirtual_ab_compression_factor=65536\n"),
+		"META/postinstall_config.txt": []byte("RUN_POSTINSTALL_system=true\nPOSTINSTALL_PATH_system=bin/after\nFILESYSTEM_TYPE_system=erofs\nPOSTINSTALL_OPTIONAL_system=true\n" +
+			"RUN_POSTINSTALL_vendor=false\nPOSTINSTALL_PATH_vendor=bin/never\n"),
+		"META/apex_info.pb": apexes(t, "com.bird", 7, "com.new", 1), "META/care_map.pb": {}}
 	for name, b := range target {
 		write("target/"+name, b)
 	}
 	write("target.zip", zipOf(t, target))
 	for _, path := range []string{"target", "target.zip"} {
-		d := check(filepath.Join(dir, path), "system", "vendor").Dynamic
+		in := check(filepath.Join(dir, path), "system", "vendor")
+		if p := in.Postinstalls; len(p) != 1 || *p["system"] != (Postinstall{"bin/after", "erofs", true}) {
+			t.Errorf("%s: expected a program of system, found %+v", path, p)
+		}
+		if len(in.Apexes) != 2 || in.Apexes[0].GetPackageName() != "com.bird" || in.CareMap == nil {
+			t.Errorf("%s: expected two modules and a care map, found %v, %q", path, in.Apexes, in.CareMap)
+		}
+		d := in.Dynamic
 		g := d.GetGroups()
 		if len(g) != 1 || g[0].GetSize() != 1<<20 || len(g[0].GetPartitionNames()) != 2 || d.GetVabcCompressionParam() != "lz4" || d.GetCowVersion() != 3 || d.GetCompressionFactor() != 65536 || !d.GetSnapshotEnabled() {
 			t.Errorf("%s: found %v", path, d)

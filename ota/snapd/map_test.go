@@ -7,7 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"cowbird/dmuser"
 	"cowbird/ota/gate"
 
 	"golang.org/x/sys/unix"
@@ -91,7 +90,7 @@ func TestHoldFile(t *testing.T) {
 	if err := l.server.Map([]Snapshot{{"sys", delta, base, base}}); err != nil {
 		t.Fatal(err)
 	}
-	b := l.carrier.device("sys").backend.(dmuser.FileBackend)
+	b := l.carrier.device("sys").backend.(*backend)
 	held := 0
 	for off := int64(0); off < b.Size(); off += 4096 {
 		fd, at, ok := b.HoldFile(off, 4096)
@@ -103,12 +102,12 @@ func TestHoldFile(t *testing.T) {
 		if n, err := unix.Pread(fd, got, at); n != 4096 || err != nil || !bytes.Equal(got, target[off:off+4096]) {
 			t.Errorf("block at %d: expected the target's bytes, found others, %v", off, err)
 		}
-		if n := b.(*backend).quiet.active.Load(); n != 1 {
+		if n := b.quiet.active.Load(); n != 1 {
 			t.Errorf("expected one thing under way, found %d", n)
 		}
 		b.ReleaseFile()
 	}
-	if n := b.(*backend).quiet.active.Load(); n != 0 || held == 0 || int64(held) == b.Size()/4096 {
+	if n := b.quiet.active.Load(); n != 0 || held == 0 || int64(held) == b.Size()/4096 {
 		t.Errorf("expected some blocks to be held and none left, found %d of %d, and %d", held, b.Size()/4096, n)
 	}
 }
