@@ -34,35 +34,38 @@ func (s *Session) serveHeld(req *request, more bool) {
 		s.replyError(req, ENOMEM, "no memory for the reply", -1)
 		return
 	}
-	// The data is read to a good boundary, and moved up to the reply before.
-	header, n := s.headerSize(), int(req.length)
-	at := header + (h.ready+preferredBlock-1)/preferredBlock*preferredBlock
-	data := h.area[at : at+n]
-	good, err := n, s.read(data, req.offset)
-	if err != nil {
-		good = 0
-		if s.o.Structured {
-			good, err = s.readBlocks(data, req.offset)
-		}
-	}
-	reply := h.area[h.ready:]
-	switch {
-	case good == 0:
-		reply = nil
-	case s.o.Structured && err == nil:
-		putDataHeader(reply, req.handle, chunkDone, req.offset, good)
-	case s.o.Structured:
-		putDataHeader(reply, req.handle, 0, req.offset, good)
-	default:
-		putSimple(reply, req.handle, 0)
-	}
-	if good > 0 {
-		reply = reply[:header+copy(reply[header:], data[:good])]
-	}
+	reply, good, err := s.compose(h, req)
 	s.keep(h, reply, more && err == nil)
 	if err != nil {
 		s.replyError(req, EIO, messageOf(err), int64(req.offset)+int64(good))
 	}
+}
+
+// compose puts a reply behind those of h. With an error it has as much data as
+// may be sent before that.
+func (s *Session) compose(h held, req *request) (reply []byte, good int, err error) {
+	// The data is read to a good boundary, and moved up to the reply before.
+	header, n := s.headerSize(), int(req.length)
+	at := header + (h.ready+preferredBlock-1)/preferredBlock*preferredBlock
+	data := h.area[at : at+n]
+	if err = s.read(data, req.offset); err == nil {
+		good = n
+	} else if s.o.Structured {
+		good, err = s.readBlocks(data, req.offset)
+	}
+	if good == 0 {
+		return nil, 0, err
+	}
+	reply = h.area[h.ready:]
+	switch {
+	case !s.o.Structured:
+		putSimple(reply, req.handle, 0)
+	case err == nil:
+		putDataHeader(reply, req.handle, chunkDone, req.offset, good)
+	default:
+		putDataHeader(reply, req.handle, 0, req.offset, good)
+	}
+	return reply[:header+copy(reply[header:], data[:good])], good, err
 }
 
 // hold makes room for a reply with n bytes of data behind those that are held.

@@ -210,11 +210,11 @@ func (s *Session) fill(n int) (Ending, bool) {
 	}
 	timed := false
 	for s.w-s.r < n {
+		s.flush()
 		if s.w > s.r && !timed && !s.o.Trusted {
 			timed = true
 			_ = s.conn.SetReadDeadline(time.Now().Add(RequestTime))
 		}
-		s.flush()
 		k, err := s.conn.Read(s.in[s.w:])
 		s.w += k
 		if k == 0 && err != nil {
@@ -243,12 +243,12 @@ func (s *Session) skip(length uint32) bool {
 	here := min(int(length), s.w-s.r)
 	s.r += here
 	left := int(length) - here
+	if left > 0 {
+		s.flush()
+	}
 	if left > 0 && !s.o.Trusted {
 		_ = s.conn.SetReadDeadline(time.Now().Add(RequestTime))
 		defer func() { _ = s.conn.SetReadDeadline(time.Time{}) }()
-	}
-	if left > 0 {
-		s.flush()
 	}
 	for left > 0 { // and nothing is left in the buffer
 		k, err := s.conn.Read(s.in[:min(left, len(s.in))])
