@@ -71,8 +71,10 @@ func (s *Session) compose(h held, req *request) (reply []byte, good int, err err
 // hold makes room for a reply with n bytes of data behind those that are held.
 func (s *Session) hold(n int, more bool) (held, error) {
 	s.holding.Lock()
-	if s.held.busy || s.held.ready > 0 && n > holdReply {
-		s.flushLocked() // busy: it is that of one who leads no more
+	// One that is busy is that of somebody who leads no more, and who may be the
+	// next to begin one, too.
+	for s.held.busy || s.held.ready > 0 && n > holdReply {
+		s.flushLocked()
 		s.holding.Lock()
 	}
 	if s.held.buf == nil {

@@ -270,3 +270,42 @@ func TestHeldMany(t *testing.T) {
 		c.bye()
 	})
 }
+
+// Replies of all lengths stand behind each other, whole.
+func TestHeldLengths(t *testing.T) {
+	eachKind(t, func(t *testing.T, structured bool) {
+		d := &disk{content: noise}
+		d.hook = func(int64, int) {
+			if rand.IntN(50) == 0 {
+				time.Sleep(time.Duration(rand.IntN(3000)) * time.Microsecond)
+			}
+		}
+		c := connect(t, d, structured, Options{Workers: 3})
+		const offsets = 20000
+		for range 100 {
+			n := 1 + rand.IntN(100)
+			lengths, all := make([]int, n), []byte(nil)
+			for i := range lengths {
+				lengths[i] = 1 + rand.IntN(4096<<rand.IntN(6))
+				r := request{cmd: cmdRead, handle: uint64(i), offset: uint64(i * offsets), length: uint32(lengths[i])}
+				all = append(all, rawRequest(r)...)
+			}
+			go c.send(all)
+			for range n {
+				i, data := 0, []byte(nil)
+				if structured {
+					k := c.chunk()
+					i, data = int(k.handle), k.payload[8:]
+				} else {
+					handle, _ := c.simple()
+					i, data = int(handle), c.take(lengths[handle])
+				}
+				if lengths[i] == 0 || !bytes.Equal(data, noise[i*offsets:][:lengths[i]]) {
+					t.Fatalf("request %d of %d bytes: answered before, or with other data", i, lengths[i])
+				}
+				lengths[i] = 0
+			}
+		}
+		c.bye()
+	})
+}
