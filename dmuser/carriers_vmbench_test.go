@@ -42,7 +42,7 @@ func TestCompareCarriers(t *testing.T) {
 	must(t, os.WriteFile(file, content, 0o600))
 	contenders := append(ourContenders(t), peers()...)
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(max(2, runtime.NumCPU()))) // as the daemon has it while it serves
-	for range 3 {
+	for range 5 {
 		for i := range contenders {
 			c := &contenders[i]
 			t.Run(c.name, func(t *testing.T) { c.rows = append(c.rows, c.measure(t, file)) })
