@@ -158,6 +158,10 @@
 // thread waits for all idle devices. An NBD client of the exports costs no thread.
 // No timer runs, nothing polls.
 //
+// While requests come the runtime should have two processors (GOMAXPROCS), also on
+// a machine that has one: it takes the only one from a thread that waits in a system
+// call, and wakes others to see what else there is to do.
+//
 // # Memory
 //
 // Replies are built in mappings of 1 MiB outside of the Go heap, shared by all

@@ -193,7 +193,7 @@ func (d daemon) settled(o options, log *slog.Logger) error {
 func limitMemory() int {
 	runtime.MemProfileRate = 0 // nobody reads the profile
 	debug.SetMemoryLimit(heapLimit)
-	return min(runtime.GOMAXPROCS(1), maxThreads)
+	return min(max(2, runtime.GOMAXPROCS(1)), maxThreads)
 }
 
 // sweepWait bounds how long the daemon waits for the sweep before it serves:

@@ -40,5 +40,8 @@
 // # Concurrency
 //
 // See package turns. A reply is one write, or several for a long one; those of
-// different requests may come in any order.
+// different requests may come in any order. Replies to short requests that came
+// together leave in one write, of some 64 KiB: each wakes the client. None waits for
+// the client to ask more, nor, for longer than a few milliseconds, for a request
+// behind it.
 package nbd

@@ -28,6 +28,10 @@ const (
 	maxMessage = 200
 	// inputSize holds what has been read ahead of the requests.
 	inputSize = 4096
+	// Replies are held back until they come to holdBytes. Only the first may
+	// be longer than holdReply.
+	holdBytes = 64 << 10
+	holdReply = 16 << 10
 )
 
 // Buffer is the memory of a reply.
@@ -86,6 +90,9 @@ type Session struct {
 	in   []byte
 	r, w int
 
+	holding sync.Mutex // for held; out may be locked within
+	held    held
+
 	out sync.Mutex // held for the length of a reply, or of a chunk
 	// small holds replies without data.
 	small [chunkSize + 32 + maxMessage]byte
@@ -102,6 +109,7 @@ func Start(c Conn, b Backend, p Pool, o Options) *Session {
 	}
 	s := &Session{conn: c, backend: b, size: uint64(b.Size()), pool: p, o: o, in: make([]byte, inputSize)}
 	s.turns = turns.New(o.Workers, s.lead, s.finish)
+	s.turns.OnRelief(s.flush)
 	go s.lead()
 	return s
 }
@@ -142,6 +150,7 @@ func (s *Session) lead() {
 	for {
 		req, ending, ok := s.next()
 		if !ok {
+			s.flushed()
 			if s.o.Over != nil {
 				s.o.Over(s.why(ending))
 			}
@@ -201,6 +210,7 @@ func (s *Session) fill(n int) (Ending, bool) {
 	}
 	timed := false
 	for s.w-s.r < n {
+		s.flush()
 		if s.w > s.r && !timed && !s.o.Trusted {
 			timed = true
 			_ = s.conn.SetReadDeadline(time.Now().Add(RequestTime))
@@ -233,6 +243,9 @@ func (s *Session) skip(length uint32) bool {
 	here := min(int(length), s.w-s.r)
 	s.r += here
 	left := int(length) - here
+	if left > 0 {
+		s.flush()
+	}
 	if left > 0 && !s.o.Trusted {
 		_ = s.conn.SetReadDeadline(time.Now().Add(RequestTime))
 		defer func() { _ = s.conn.SetReadDeadline(time.Time{}) }()
@@ -339,24 +352,32 @@ func (s *Session) send(b []byte) {
 // afterwards.
 func (s *Session) serveOne(req *request) bool {
 	if req.length >= turns.Large || s.turns.Slow() && s.w > s.r {
+		s.flush()
 		s.turns.HandOver()
 		s.serveTimed(req)
 		return s.turns.Reclaim()
 	}
+	more := s.w-s.r >= requestSize
 	token := s.turns.Begin()
-	s.serveTimed(req)
-	return s.turns.End(token)
+	began := s.turns.Start()
+	s.serveHeld(req, more)
+	s.turns.Note(began)
+	if s.turns.Kept(token) {
+		return true
+	}
+	s.flushed()
+	return s.turns.Reclaim()
 }
 
 func (s *Session) serveTimed(req *request) {
-	start := time.Now()
+	began := s.turns.Start()
 	if s.o.Structured {
 		s.readStructured(req)
 	} else {
 		s.readSimple(req)
 	}
 	if req.length < turns.Large {
-		s.turns.Note(time.Since(start))
+		s.turns.Note(began)
 	}
 }
 

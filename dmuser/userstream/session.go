@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"sync"
-	"time"
 
 	"cowbird/dmuser/internal/turns"
 )
@@ -265,10 +264,10 @@ func (s *Session) serveOne(r *request) bool {
 }
 
 func (s *Session) serveTimed(r *request) {
-	start := time.Now()
+	start := s.turns.Start()
 	s.serve(r)
 	if r.length < turns.Large {
-		s.turns.Note(time.Since(start))
+		s.turns.Note(start)
 	}
 }
 

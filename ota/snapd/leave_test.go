@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -133,8 +134,8 @@ func TestSocket(t *testing.T) {
 }
 
 func TestQuiet(t *testing.T) {
-	var rests, wakes, crowds atomic.Int32
-	q := newQuiet(20*time.Millisecond, func() { rests.Add(1) }, func() { wakes.Add(1) }, func() { crowds.Add(1) })
+	var rests, wakes, busy, crowds atomic.Int32
+	q := newQuiet(20*time.Millisecond, func() { rests.Add(1) }, func() { wakes.Add(1) }, func() { busy.Add(1) }, func() { crowds.Add(1) })
 	defer q.stop()
 	settle := func() { time.Sleep(120 * time.Millisecond) }
 	settle()
@@ -158,6 +159,16 @@ func TestQuiet(t *testing.T) {
 		t.Errorf("expected a crowd of two, found %d", crowds.Load())
 	}
 	q.end()
+	if busy.Load() != 0 {
+		t.Error("expected it not to be busy yet")
+	}
+	for range 20 {
+		q.touch()
+		time.Sleep(5 * time.Millisecond)
+	}
+	if busy.Load() == 0 {
+		t.Error("expected it to be busy after a while")
+	}
 	settle()
 	if rests.Load() != 2 || wakes.Load() != 2 {
 		t.Errorf("expected two of each, found %d wakes and %d rests", wakes.Load(), rests.Load())
@@ -221,5 +232,21 @@ func TestServerRests(t *testing.T) {
 	time.Sleep(150 * time.Millisecond)
 	if n := len(rested); n > 1 {
 		t.Errorf("expected no more rests without requests, found %d", n)
+	}
+}
+
+func TestProcessors(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	for _, c := range []struct{ most, spare, wide int }{{0, 1, 1}, {1, 1, 1}, {2, 2, 2}, {4, 2, 4}} {
+		p := processors{most: c.most}
+		for _, step := range []struct {
+			do   func()
+			want int
+		}{{p.spare, c.spare}, {p.widen, c.wide}, {p.spare, c.wide}, {p.narrow, 1}, {p.widen, c.wide}, {p.narrow, 1}} {
+			step.do()
+			if got := runtime.GOMAXPROCS(0); got != step.want {
+				t.Errorf("%d at most: expected %d, found %d", c.most, step.want, got)
+			}
+		}
 	}
 }

@@ -19,6 +19,7 @@ type quiet struct {
 	after time.Duration
 	rest  func() // gives memory back
 	wake  func() // undoes what rest has switched off
+	busy  func() // is called now and then while things go on for longer than after
 	crowd func() // is called when two things are under way at a time
 
 	active atomic.Int64 // things under way
@@ -27,6 +28,7 @@ type quiet struct {
 
 	mu     sync.Mutex // orders rest and wake
 	asleep bool
+	spells int // of after in which something happened, since the last rest
 }
 
 // wakeAfter is how long after the end of a pause things may go on as at rest. The
@@ -39,8 +41,8 @@ const (
 	touched               // timer runs, something did
 )
 
-func newQuiet(after time.Duration, rest, wake, crowd func()) *quiet {
-	q := &quiet{after: after, rest: rest, wake: wake, crowd: crowd, asleep: true}
+func newQuiet(after time.Duration, rest, wake, busy, crowd func()) *quiet {
+	q := &quiet{after: after, rest: rest, wake: wake, busy: busy, crowd: crowd, asleep: true}
 	q.timer = time.AfterFunc(time.Hour, q.expire)
 	q.timer.Stop()
 	return q
@@ -77,9 +79,14 @@ func (q *quiet) expire() {
 	case q.active.Load() == 0 && q.state.CompareAndSwap(waiting, resting):
 		// A touch from here on sets the timer, which has to wait for the mutex.
 		q.rest()
-		q.asleep = true
+		q.asleep, q.spells = true, 0
 	default:
-		q.state.CompareAndSwap(touched, waiting)
+		if q.state.CompareAndSwap(touched, waiting) {
+			q.spells++
+		}
+		if q.spells > 1 {
+			q.busy()
+		}
 		q.timer.Reset(q.after)
 	}
 }
@@ -134,31 +141,33 @@ func dropThreads(devices int) {
 func wakeHeap() { debug.SetGCPercent(gcPercent) }
 
 // processors is how many the runtime may use. Each one that has run Go code
-// keeps memory of its own, so that a second one is taken only when two things
-// are to be done at a time, and given up at rest.
+// keeps memory of its own, so that there is one at rest, and all of them only when
+// two things are to be done at a time. Once requests have come for a while there is a
+// second one that has nothing to do: the runtime takes its only processor from a
+// thread that waits in a system call for 20 µs, and has another thread wait beside
+// it, which would be two more of them woken for each request.
 type processors struct {
 	most int // 0: leave the runtime alone
-	wide atomic.Bool
+	now  atomic.Int32
 	mu   sync.Mutex
 }
 
-func (p *processors) widen() {
-	if p.most > 1 && !p.wide.Load() {
-		p.set(true, p.most)
+func (p *processors) widen()  { p.raise(p.most) }
+func (p *processors) spare()  { p.raise(min(2, p.most)) }
+func (p *processors) narrow() { p.set(1, func(now int) bool { return now > 1 }) }
+
+func (p *processors) raise(n int) {
+	if int(p.now.Load()) < n {
+		p.set(n, func(now int) bool { return now < n })
 	}
 }
 
-func (p *processors) narrow() {
-	if p.most > 1 {
-		p.set(false, 1)
-	}
-}
-
-func (p *processors) set(wide bool, n int) {
+// set changes the number if the present one makes that right.
+func (p *processors) set(n int, right func(now int) bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.wide.Load() != wide {
+	if p.most > 1 && right(int(p.now.Load())) {
 		runtime.GOMAXPROCS(n)
-		p.wide.Store(wide)
+		p.now.Store(int32(n))
 	}
 }

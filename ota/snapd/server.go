@@ -98,7 +98,9 @@ type Config struct {
 	Leaving  func()        // called when Serve begins to end; may be nil
 	Keep     bool          // at the end devices in use are left to the next daemon, if they can be
 	// Processors is how many the runtime may use while there is work for
-	// them; it is held to one otherwise. 0 leaves the runtime alone.
+	// them; it is held to two while requests come one by one, and to one at rest.
+	// 0 leaves the runtime alone. It should be two at least, also on a machine
+	// with one.
 	Processors int
 	restHook   func() // for tests
 }
@@ -146,7 +148,7 @@ func Listen(cfg Config) (*Server, error) {
 	s := &Server{cfg: cfg, log: cfg.Log, listener: l, snaps: map[string]*snap{}, drained: make(chan struct{})}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.procs.most = cfg.Processors
-	s.quiet = newQuiet(cfg.Quiet, s.rest, wakeHeap, s.procs.widen)
+	s.quiet = newQuiet(cfg.Quiet, s.rest, wakeHeap, s.procs.spare, s.procs.widen)
 	s.quiet.touch()
 	return s, nil
 }

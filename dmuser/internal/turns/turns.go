@@ -8,13 +8,19 @@
 //	   └───────────────────────────────┘
 //
 // Waking another thread takes longer than a fast backend needs for 4 KiB, and
-// copying a large reply takes longer than waking one. A one-shot timer takes the
-// lead from a leader that serves for longer than a millisecond, so that one slow
-// request does not hold others back. While nothing is asked, one goroutine waits
-// and no timer runs.
+// copying a large reply takes longer than waking one. A timer takes the lead from
+// a leader that serves for longer than it should, so that one slow request does
+// not hold others back. While nothing is asked, one goroutine waits and no timer
+// runs.
+//
+// Serving costs the system calls of the leader and next to nothing else, which
+// is what the rest of this package is about: the timer is not set anew for each
+// request, the clock is asked at every few, and the runtime has no reason to look
+// after the leader.
 package turns
 
 import (
+	"os"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -25,24 +31,67 @@ const (
 	// Large requests, in bytes, are served by several goroutines at a time.
 	Large = 128 << 10
 	// slowBackend is the time of a small request above which several
-	// goroutines are worth waking for those too.
+	// goroutines are worth waking for those too, on a machine that is not slow
+	// itself.
 	slowBackend = 50 * time.Microsecond
-	// slowRequest is how long a request may hold back the ones behind it.
-	slowRequest = time.Millisecond
+	// slowCalls is how many of the shortest system calls take as long as that
+	// on a slow machine, where waking a thread takes longer as well.
+	slowCalls = 256
+	// slowRequest is how long a request may hold back the ones behind it, at
+	// least, and twice that at most. Both double with every calmLooks at what is
+	// served that have found nothing slow, up to longestWatch.
+	slowRequest  = time.Millisecond
+	calmLooks    = 16
+	longestWatch = 8 * time.Millisecond
+	// sampleEvery of the small requests one is timed, unless they are slow.
+	sampleEvery = 8
+	// yieldEvery so often the leader lets the runtime's scheduler have a look.
+	// From a goroutine that it has not seen for 10 ms it takes the processor,
+	// and after that it wakes a thread every 20 µs for a while.
+	yieldEvery = 4 * time.Millisecond
 )
+
+// epoch is what the clock is read against.
+var epoch = time.Now()
+
+func clock() int64 { return int64(time.Since(epoch)) }
+
+// worthWaking is the time of a small request, in nanoseconds, above which a
+// backend is slow.
+var worthWaking = sync.OnceValue(func() int64 {
+	const tries, calls = 8, 4
+	least := int64(time.Second)
+	for range tries {
+		start := clock()
+		for range calls {
+			os.Getppid()
+		}
+		least = min(least, (clock()-start)/calls)
+	}
+	return max(int64(slowBackend), least*slowCalls)
+})
 
 // Turns is the state of one stream. None of its methods allocates.
 type Turns struct {
-	lead func()
-	last func()
+	lead     func()
+	last     func()
+	relieved func() // may be nil
 
 	// token is the leader's own.
 	token uint32
 	// inline is the token of the request that the leader serves without having
 	// given up the lead, else 0. Whoever changes a token to 0 has the lead.
-	inline   atomic.Uint32
+	inline atomic.Uint32
+
 	watchdog *time.Timer
-	recent   atomic.Int64 // nanoseconds that small requests took lately
+	watching atomic.Bool   // the timer is set, or about to be
+	watched  atomic.Uint32 // the token that it saw last
+	calm     atomic.Int32  // how often it has found nothing slow
+
+	slow    int64         // worthWaking
+	recent  atomic.Int64  // nanoseconds that small requests took lately
+	count   atomic.Uint32 // of small requests
+	yielded atomic.Int64  // when
 
 	mu     sync.Mutex
 	limit  int  // goroutines at a time
@@ -56,23 +105,54 @@ type Turns struct {
 // called once, when the stream has ended and nobody serves any more. At most
 // limit goroutines serve or lead at a time.
 func New(limit int, lead, last func()) *Turns {
-	t := &Turns{lead: lead, last: last, limit: limit}
+	t := &Turns{lead: lead, last: last, limit: limit, slow: worthWaking()}
 	t.watchdog = time.AfterFunc(time.Hour, t.relieve)
 	t.watchdog.Stop()
 	return t
 }
 
-// DefaultLimit is two goroutines a processor, but two at least and eight at
-// most.
-func DefaultLimit() int { return min(8, max(2, 2*runtime.GOMAXPROCS(0))) }
+// OnRelief has f called, on a goroutine of its own, each time the lead has been
+// taken from a leader. It comes before the first leader is started.
+func (t *Turns) OnRelief(f func()) { t.relieved = f }
+
+// DefaultLimit is two goroutines for each processor that may be used, but two at
+// least and eight at most.
+func DefaultLimit() int {
+	return min(8, max(2, 2*min(runtime.GOMAXPROCS(0), runtime.NumCPU())))
+}
 
 // Slow tells whether small requests took long lately.
-func (t *Turns) Slow() bool { return t.recent.Load() > int64(slowBackend) }
+func (t *Turns) Slow() bool { return t.recent.Load() > t.slow }
 
-// Note tells what a small request took. The last four weigh most.
-func (t *Turns) Note(d time.Duration) {
+// Start is called before a small request is served, and Note after it with what
+// Start gave.
+func (t *Turns) Start() (began int64) {
+	if t.count.Add(1)%sampleEvery != 1 && !t.Slow() {
+		return 0
+	}
+	return clock()
+}
+
+// Note tells that a small request has been served. The last four that were timed
+// weigh most.
+func (t *Turns) Note(began int64) {
+	if began == 0 {
+		return
+	}
+	now := clock()
+	t.note(now - began)
+	if now-t.yielded.Load() > int64(yieldEvery) {
+		t.yielded.Store(now)
+		runtime.Gosched()
+	}
+}
+
+func (t *Turns) note(took int64) {
+	if took >= int64(slowRequest) {
+		t.calm.Store(0)
+	}
 	old := t.recent.Load()
-	t.recent.Store(old + (int64(d)-old)/4)
+	t.recent.Store(old + (took-old)/4)
 }
 
 // Begin is called by the leader before it serves a request without giving up
@@ -84,22 +164,49 @@ func (t *Turns) Begin() (token uint32) {
 	}
 	token = t.token
 	t.inline.Store(token)
-	t.watchdog.Reset(slowRequest)
+	if !t.watching.Load() && t.watching.CompareAndSwap(false, true) {
+		t.watched.Store(token)
+		t.watchdog.Reset(t.watch())
+	}
 	return token
 }
 
 // End ends what Begin began. True means that the caller leads.
-func (t *Turns) End(token uint32) bool {
-	return t.inline.CompareAndSwap(token, 0) || t.Reclaim()
+func (t *Turns) End(token uint32) bool { return t.Kept(token) || t.Reclaim() }
+
+// Kept is End for a leader that wants to know whether the lead has been taken from
+// it. If it has, Reclaim must follow.
+func (t *Turns) Kept(token uint32) bool { return t.inline.CompareAndSwap(token, 0) }
+
+// watch is how long the timer is set for.
+func (t *Turns) watch() time.Duration {
+	return min(slowRequest<<min(t.calm.Load()/calmLooks, 10), longestWatch)
 }
 
-// relieve takes the lead from a leader that is busy for too long. It may come
-// early for a later request than the one it was meant for, which does no harm.
+// relieve takes the lead from a leader that serves the same request as when it
+// was called last, and goes on until it finds that the leader waits.
 func (t *Turns) relieve() {
 	token := t.inline.Load()
-	if token != 0 && t.inline.CompareAndSwap(token, 0) {
-		t.HandOver()
+	switch {
+	case token == 0:
+		t.watching.Store(false)
+		// A leader that has begun just before that relies on the timer.
+		if t.inline.Load() == 0 || !t.watching.CompareAndSwap(false, true) {
+			return
+		}
+	case token == t.watched.Load():
+		t.calm.Store(0)
+		if t.inline.CompareAndSwap(token, 0) {
+			t.HandOver()
+			if t.relieved != nil {
+				go t.relieved() // it may take long
+			}
+		}
+	default:
+		t.watched.Store(token)
+		t.calm.Add(1)
 	}
+	t.watchdog.Reset(t.watch())
 }
 
 // HandOver makes a worker of the leader, and a leader of a new goroutine unless

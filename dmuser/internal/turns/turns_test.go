@@ -90,20 +90,63 @@ func TestLimit(t *testing.T) {
 	}
 }
 
-// One slow request holds those behind it back for a millisecond, and fast ones
-// are served without another goroutine.
+// One slow request holds those behind it back for a millisecond or two, and fast
+// ones are served without another goroutine. Who has the lead taken from it is told.
 func TestSlowOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStream(2, false)
+		var reliefs atomic.Int32
+		s.t.OnRelief(func() { reliefs.Add(1) })
 		for range 10 {
 			s.next <- time.Microsecond
 		}
-		start := time.Now()
-		s.next <- time.Hour
-		s.next <- 0
-		if took := time.Since(start); took > 2*slowRequest {
-			t.Errorf("expected a wait of %v, found %v", slowRequest, took)
+		s.waitFor(t, time.Hour, 2*slowRequest)
+		s.finish()
+		if n := reliefs.Load(); n != 1 {
+			t.Errorf("expected the lead taken once, found %d times", n)
 		}
+	})
+}
+
+// waitFor has a request that takes d, and wants the next to wait for so long.
+func (s *stream) waitFor(t *testing.T, d, longest time.Duration) {
+	t.Helper()
+	s.next <- d
+	start := time.Now()
+	s.next <- 0
+	if took := time.Since(start); took > longest {
+		t.Errorf("expected a wait of up to %v, found %v", longest, took)
+	}
+}
+
+// After many fast ones a slow one is found later, but those that follow it are not.
+func TestCalm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStream(4, false)
+		for range 1000 {
+			s.next <- slowRequest / 2
+		}
+		if w := s.t.watch(); w != longestWatch {
+			t.Errorf("expected a look every %v, found %v", longestWatch, w)
+		}
+		s.waitFor(t, time.Hour, 2*longestWatch)
+		s.waitFor(t, time.Hour, 2*slowRequest)
+		s.finish()
+	})
+}
+
+// While the leader waits no timer runs, and it does again with the next request.
+func TestNoTimerAtRest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStream(2, false)
+		for range 5 {
+			s.next <- time.Microsecond
+			time.Sleep(2 * longestWatch)
+			if s.t.watching.Load() {
+				t.Fatal("expected no timer, found one")
+			}
+		}
+		s.waitFor(t, time.Hour, 2*slowRequest)
 		s.finish()
 	})
 }
@@ -127,16 +170,49 @@ func TestNote(t *testing.T) {
 		t.Error("expected nothing known yet")
 	}
 	for range 4 {
-		s.Note(time.Millisecond)
+		s.note(s.slow * 10)
 	}
 	if !s.Slow() {
 		t.Error("expected it to be slow")
 	}
+	for range 2 {
+		if s.Start() == 0 {
+			t.Error("expected slow ones to be timed, found that one is not")
+		}
+	}
 	for range 40 {
-		s.Note(time.Microsecond)
+		s.note(int64(time.Microsecond))
 	}
 	if s.Slow() {
 		t.Error("expected it to be fast again")
+	}
+}
+
+// A few requests are timed, the first of them too.
+func TestSample(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := New(1, nil, nil)
+		timed := 0
+		for i := range 10 * sampleEvery {
+			began := s.Start()
+			if i == 0 && began == 0 {
+				t.Error("expected the first to be timed, found that it is not")
+			}
+			if began != 0 {
+				timed++
+			}
+			s.Note(began)
+		}
+		if timed != 10 {
+			t.Errorf("expected 10 to be timed, found %d", timed)
+		}
+	})
+}
+
+// What is slow is a matter of the machine.
+func TestWorthWaking(t *testing.T) {
+	if w := worthWaking(); w < int64(slowBackend) || w > int64(time.Second) {
+		t.Errorf("expected %v or more, found %v", slowBackend, time.Duration(w))
 	}
 }
 
