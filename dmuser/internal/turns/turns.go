@@ -77,15 +77,15 @@ type Turns struct {
 	last     func()
 	relieved func() // may be nil
 
-	// token is the leader's own.
-	token uint32
+	// begun is the token of the last request that a leader began to serve.
+	begun atomic.Uint32
 	// inline is the token of the request that the leader serves without having
 	// given up the lead, else 0. Whoever changes a token to 0 has the lead.
 	inline atomic.Uint32
 
 	watchdog *time.Timer
 	watching atomic.Bool   // the timer is set, or about to be
-	watched  atomic.Uint32 // the token that it saw last
+	watched  atomic.Uint32 // what had begun when it looked last
 	calm     atomic.Int32  // how often it has found nothing slow
 
 	slow   int64         // worthWaking
@@ -178,11 +178,8 @@ func (t *Turns) Begin() (token uint32) {
 		t.yield.Store(false)
 		runtime.Gosched()
 	}
-	t.token++
-	if t.token == 0 {
-		t.token++
-	}
-	token = t.token
+	token = max(1, t.begun.Load()+1) // nobody else begins
+	t.begun.Store(token)
 	t.inline.Store(token)
 	if !t.watching.Load() && t.watching.CompareAndSwap(false, true) {
 		t.watched.Store(token)
@@ -204,18 +201,18 @@ func (t *Turns) watch() time.Duration {
 }
 
 // relieve takes the lead from a leader that serves the same request as when it
-// was called last, and goes on until it finds that the leader waits.
+// was called last, and goes on until it finds that none was begun since.
 func (t *Turns) relieve() {
-	token := t.inline.Load()
-	t.yield.Store(token != 0)
+	token, begun := t.inline.Load(), t.begun.Load()
+	seen := t.watched.Swap(begun) == begun
 	switch {
-	case token == 0:
+	case seen && token == 0:
 		t.watching.Store(false)
 		// A leader that has begun just before that relies on the timer.
 		if t.inline.Load() == 0 || !t.watching.CompareAndSwap(false, true) {
 			return
 		}
-	case token == t.watched.Load():
+	case seen && token == begun:
 		t.note(int64(slowRequest))
 		if t.inline.CompareAndSwap(token, 0) {
 			t.HandOver()
@@ -224,8 +221,8 @@ func (t *Turns) relieve() {
 			}
 		}
 	default:
-		t.watched.Store(token)
 		t.calm.Add(1)
+		t.yield.Store(true)
 	}
 	t.watchdog.Reset(t.watch())
 }
