@@ -354,31 +354,21 @@ func (s *Session) serveOne(req *request) bool {
 	if req.length >= turns.Large || s.turns.Slow() && s.w > s.r {
 		s.flush()
 		s.turns.HandOver()
-		s.serveTimed(req)
+		if s.o.Structured {
+			s.readStructured(req)
+		} else {
+			s.readSimple(req)
+		}
 		return s.turns.Reclaim()
 	}
 	more := s.w-s.r >= requestSize
 	token := s.turns.Begin()
-	began := s.turns.Start()
 	s.serveHeld(req, more)
-	s.turns.Note(began)
 	if s.turns.Kept(token) {
 		return true
 	}
 	s.flushed()
 	return s.turns.Reclaim()
-}
-
-func (s *Session) serveTimed(req *request) {
-	began := s.turns.Start()
-	if s.o.Structured {
-		s.readStructured(req)
-	} else {
-		s.readSimple(req)
-	}
-	if req.length < turns.Large {
-		s.turns.Note(began)
-	}
 }
 
 // readSimple has all of the data before it says that all went well.
@@ -449,7 +439,7 @@ func (s *Session) sendPiece(req *request, buf Buffer, offset uint64, n int, last
 
 // read reads all of p.
 func (s *Session) read(p []byte, offset uint64) error {
-	n, err := s.backend.ReadAt(p, int64(offset))
+	n, err := s.ask(p, int64(offset))
 	if n == len(p) && (err == nil || errors.Is(err, io.EOF)) {
 		return nil
 	}
@@ -457,6 +447,16 @@ func (s *Session) read(p []byte, offset uint64) error {
 		return io.ErrUnexpectedEOF
 	}
 	return err
+}
+
+// ask asks the backend.
+func (s *Session) ask(p []byte, offset int64) (int, error) {
+	if len(p) >= turns.Large {
+		return s.backend.ReadAt(p, offset)
+	}
+	began := s.turns.Start()
+	defer s.turns.Note(began)
+	return s.backend.ReadAt(p, offset)
 }
 
 // readBlocks finds out how far what could not be read as a whole can be read.

@@ -40,15 +40,15 @@ const (
 	// slowRequest is how long a request may hold back the ones behind it, at
 	// least, and twice that at most. Both double with every calmLooks at what is
 	// served that have found nothing slow, up to longestWatch.
+	//
+	// With each look the leader lets the runtime's scheduler have one as well: from
+	// a goroutine that it has not seen for 10 ms it takes the processor, and after
+	// that it wakes a thread every 20 µs for a while.
 	slowRequest  = time.Millisecond
 	calmLooks    = 16
 	longestWatch = 8 * time.Millisecond
 	// sampleEvery of the small requests one is timed, unless they are slow.
-	sampleEvery = 8
-	// yieldEvery so often the leader lets the runtime's scheduler have a look.
-	// From a goroutine that it has not seen for 10 ms it takes the processor,
-	// and after that it wakes a thread every 20 µs for a while.
-	yieldEvery = 4 * time.Millisecond
+	sampleEvery = 32
 )
 
 // epoch is what the clock is read against.
@@ -77,21 +77,21 @@ type Turns struct {
 	last     func()
 	relieved func() // may be nil
 
-	// token is the leader's own.
-	token uint32
+	// begun is the token of the last request that a leader began to serve.
+	begun atomic.Uint32
 	// inline is the token of the request that the leader serves without having
 	// given up the lead, else 0. Whoever changes a token to 0 has the lead.
 	inline atomic.Uint32
 
 	watchdog *time.Timer
 	watching atomic.Bool   // the timer is set, or about to be
-	watched  atomic.Uint32 // the token that it saw last
+	watched  atomic.Uint32 // what had begun when it looked last
 	calm     atomic.Int32  // how often it has found nothing slow
 
-	slow    int64         // worthWaking
-	recent  atomic.Int64  // nanoseconds that small requests took lately
-	count   atomic.Uint32 // of small requests
-	yielded atomic.Int64  // when
+	slow   int64         // worthWaking
+	recent atomic.Int64  // nanoseconds that small requests took lately
+	count  atomic.Uint32 // of small requests
+	yield  atomic.Bool   // the next to begin shall
 
 	mu     sync.Mutex
 	limit  int  // goroutines at a time
@@ -124,27 +124,43 @@ func DefaultLimit() int {
 // Slow tells whether small requests took long lately.
 func (t *Turns) Slow() bool { return t.recent.Load() > t.slow }
 
-// Start is called before a small request is served, and Note after it with what
-// Start gave.
-func (t *Turns) Start() (began int64) {
-	if t.count.Add(1)%sampleEvery != 1 && !t.Slow() {
-		return 0
+// Sample is what is known when a small request begins to be served: nothing of
+// most of them.
+type Sample struct{ wall, cpu, sleeps int64 }
+
+// unknownUsage looks like a thread that sleeps all the time.
+func unknownUsage() (cpu, sleeps int64) { return 0, clock() }
+
+// Start is called before the backend is asked for a small request, and Note after
+// it with what Start gave.
+func (t *Turns) Start() (s Sample) {
+	if t.count.Add(1)%sampleEvery == 1 || t.Slow() {
+		s.cpu, s.sleeps = usage()
+		s.wall = clock()
 	}
-	return clock()
+	return s
 }
 
-// Note tells that a small request has been served. The last four that were timed
+// Note tells that the backend has answered. The last four requests that were timed
 // weigh most.
-func (t *Turns) Note(began int64) {
-	if began == 0 {
+func (t *Turns) Note(s Sample) {
+	if s == (Sample{}) {
 		return
 	}
-	now := clock()
-	t.note(now - began)
-	if now-t.yielded.Load() > int64(yieldEvery) {
-		t.yielded.Store(now)
-		runtime.Gosched()
+	wall := clock() - s.wall
+	cpu, sleeps := usage()
+	t.note(took(wall, cpu-s.cpu, sleeps-s.sleeps))
+}
+
+// took is the time of a request. When the thread has not slept, what others had of
+// the processor meanwhile does not count: on a machine that is busy it would look
+// like a slow backend, and serving several requests at a time would make it worse.
+// A goroutine that has changed threads has slept.
+func took(wall, cpu, sleeps int64) int64 {
+	if sleeps == 0 && cpu >= 0 {
+		return min(wall, cpu)
 	}
+	return wall
 }
 
 func (t *Turns) note(took int64) {
@@ -158,11 +174,12 @@ func (t *Turns) note(took int64) {
 // Begin is called by the leader before it serves a request without giving up
 // the lead. What it read with must be done with: the lead may be taken from it.
 func (t *Turns) Begin() (token uint32) {
-	t.token++
-	if t.token == 0 {
-		t.token++
+	if t.yield.Load() {
+		t.yield.Store(false)
+		runtime.Gosched()
 	}
-	token = t.token
+	token = max(1, t.begun.Load()+1) // nobody else begins
+	t.begun.Store(token)
 	t.inline.Store(token)
 	if !t.watching.Load() && t.watching.CompareAndSwap(false, true) {
 		t.watched.Store(token)
@@ -184,18 +201,19 @@ func (t *Turns) watch() time.Duration {
 }
 
 // relieve takes the lead from a leader that serves the same request as when it
-// was called last, and goes on until it finds that the leader waits.
+// was called last, and goes on until it finds that none was begun since.
 func (t *Turns) relieve() {
-	token := t.inline.Load()
+	token, begun := t.inline.Load(), t.begun.Load()
+	seen := t.watched.Swap(begun) == begun
 	switch {
-	case token == 0:
+	case seen && token == 0:
 		t.watching.Store(false)
 		// A leader that has begun just before that relies on the timer.
 		if t.inline.Load() == 0 || !t.watching.CompareAndSwap(false, true) {
 			return
 		}
-	case token == t.watched.Load():
-		t.calm.Store(0)
+	case seen && token == begun:
+		t.note(int64(slowRequest))
 		if t.inline.CompareAndSwap(token, 0) {
 			t.HandOver()
 			if t.relieved != nil {
@@ -203,8 +221,8 @@ func (t *Turns) relieve() {
 			}
 		}
 	default:
-		t.watched.Store(token)
 		t.calm.Add(1)
+		t.yield.Store(true)
 	}
 	t.watchdog.Reset(t.watch())
 }

@@ -176,7 +176,7 @@ func TestNote(t *testing.T) {
 		t.Error("expected it to be slow")
 	}
 	for range 2 {
-		if s.Start() == 0 {
+		if s.Start() == (Sample{}) {
 			t.Error("expected slow ones to be timed, found that one is not")
 		}
 	}
@@ -195,10 +195,10 @@ func TestSample(t *testing.T) {
 		timed := 0
 		for i := range 10 * sampleEvery {
 			began := s.Start()
-			if i == 0 && began == 0 {
+			if i == 0 && began == (Sample{}) {
 				t.Error("expected the first to be timed, found that it is not")
 			}
-			if began != 0 {
+			if began != (Sample{}) {
 				timed++
 			}
 			s.Note(began)
@@ -207,6 +207,30 @@ func TestSample(t *testing.T) {
 			t.Errorf("expected 10 to be timed, found %d", timed)
 		}
 	})
+}
+
+// A thread that had to wait for a processor has not waited for the backend.
+func TestTook(t *testing.T) {
+	for _, c := range []struct{ wall, cpu, sleeps, want int64 }{
+		{100, 100, 0, 100}, {100, 7, 0, 7}, {100, 7, 1, 100}, {100, 120, 0, 100}, {100, -5, 0, 100}, {100, 0, -3, 100},
+	} {
+		if got := took(c.wall, c.cpu, c.sleeps); got != c.want {
+			t.Errorf("%+v: found %d", c, got)
+		}
+	}
+}
+
+// A backend that sleeps is slow, however little it computes.
+func TestUsage(t *testing.T) {
+	s := New(1, nil, nil)
+	for range 4 * sampleEvery {
+		began := s.Start()
+		time.Sleep(time.Duration(s.slow) * 4)
+		s.Note(began)
+	}
+	if !s.Slow() {
+		t.Errorf("expected it to be slow, found %v", time.Duration(s.recent.Load()))
+	}
 }
 
 // What is slow is a matter of the machine.

@@ -1,0 +1,5 @@
+//go:build !linux
+
+package turns
+
+func usage() (cpu, sleeps int64) { return unknownUsage() }
