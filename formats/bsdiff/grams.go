@@ -15,7 +15,7 @@ type grams struct {
 	wanted []uint64 // bits: the target has a gram of this hash
 	listed []uint64 // bits: and so has the source
 	head   []int32  // by hash: the first place in the source, + 1
-	next   []int32  // by place: the next one with the hash, + 1; valid for those that are listed
+	next   []int32  // by place / gramStep: the next one with the hash, + 1; valid for those that are listed
 }
 
 const (
@@ -44,10 +44,11 @@ func newGrams(source, target []byte) *grams {
 	g.source, g.shift = source, uint(64-width)
 	g.wanted, g.listed = cleared(g.wanted, 1<<width/64), cleared(g.listed, 1<<width/64)
 	g.head = cleared(g.head, 1<<(width-headShift))
-	if cap(g.next) < len(source) {
-		g.next = make([]int32, len(source)+len(source)/4)
+	places := len(source)/gramStep + 1
+	if cap(g.next) < places {
+		g.next = make([]int32, places+places/4)
 	}
-	g.next = g.next[:len(source)]
+	g.next = g.next[:places]
 	for i := 0; i+gram <= len(target); i++ {
 		h := gramHash(target[i:], g.shift)
 		g.wanted[h/64] |= 1 << (h % 64)
@@ -77,14 +78,16 @@ func (g *grams) list() {
 		}
 		last = h
 		g.listed[h/64] |= 1 << (h % 64)
-		g.next[i] = g.head[h>>headShift]
+		g.next[i/gramStep] = g.head[h>>headShift]
 		g.head[h>>headShift] = int32(i + 1)
 	}
 }
 
+// cleared clears what is new as well: a page that is read before it is written costs a
+// second fault, which interrupts all processors.
 func cleared[T any](b []T, n int) []T {
 	if cap(b) < n {
-		return make([]T, n)
+		b = make([]T, n)
 	}
 	b = b[:n]
 	clear(b)
@@ -108,7 +111,7 @@ func (g *grams) find(key []byte) (pos, length int) {
 				pos, length = at, n
 			}
 		}
-		i = g.next[at]
+		i = g.next[at/gramStep]
 	}
 	return pos, length
 }

@@ -40,9 +40,11 @@ func (f *finder) reset(data []byte, dictionary int, level Level) {
 	f.next = f.next[:len(data)]
 }
 
+// cleared clears what is new as well: a page that is read before it is written costs a
+// second fault, which interrupts all processors.
 func cleared(b []int32, n int) []int32 {
 	if cap(b) < n {
-		return make([]int32, n)
+		b = make([]int32, n)
 	}
 	b = b[:n]
 	clear(b)

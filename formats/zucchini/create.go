@@ -139,7 +139,7 @@ func createElement(m elementMatch, source, target []byte) (Element, bool) {
 	if !ok || !ok2 {
 		return c.e, false
 	}
-	c.all = newMatcher(c.old.view, c.new.view).matches()
+	c.all = findMatches(c.old.view, c.new.view)
 	c.untie()
 	pruned, err := prune(stable.sorted(c.all))
 	if err != nil {

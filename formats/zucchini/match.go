@@ -1,6 +1,9 @@
 package zucchini
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"sync"
+)
 
 // view is an image as it is compared: bytes of references do not count as such.
 // What counts is that there is a reference of the same type at the same place.
@@ -53,15 +56,33 @@ type candidate struct {
 type matcher struct {
 	source, target *view
 	head           []int32 // by hash of a gram: the last place that has it, + 1
-	next           []int32 // the one before, + 1
+	next           []int32 // the one before, + 1; valid for those that are listed
 	shift          uint
 	found          []candidate // in the order of the target, without overlaps
 }
 
-func newMatcher(source, target *view) *matcher {
-	m := &matcher{source: source, target: target, shift: 64 - uint(min(max(log2(len(source.img)), 8), 22))}
-	m.head = make([]int32, 1<<(64-m.shift))
-	m.next = make([]int32, len(source.img))
+// matcherPool keeps tables: a program's are up to five times its size.
+var matcherPool = sync.Pool{New: func() any { return new(matcher) }}
+
+// mostKept is how many places tables have at most that are kept.
+const mostKept = 16 << 20
+
+// findMatches returns what the target repeats of the source, in the order of the target.
+func findMatches(source, target *view) []equivalence {
+	m := matcherPool.Get().(*matcher)
+	m.reset(source, target)
+	found := m.matches()
+	if m.source, m.target = nil, nil; cap(m.next) <= mostKept {
+		matcherPool.Put(m)
+	}
+	return found
+}
+
+func (m *matcher) reset(source, target *view) {
+	m.source, m.target, m.found = source, target, m.found[:0]
+	m.shift = 64 - uint(min(max(log2(len(source.img)), 8), 22))
+	m.head, m.next = sized(m.head, 1<<(64-m.shift)), sized(m.next, len(source.img))
+	clear(m.head) // what is new as well: pages that are read first cost a second fault, which interrupts all processors
 	for at := 0; at+gram <= len(source.img); at++ {
 		if role := source.role[at]; !continues(role) && (at%2 == 0 || !raw(role)) {
 			h := m.hash(source, at)
@@ -69,7 +90,14 @@ func newMatcher(source, target *view) *matcher {
 			m.head[h] = int32(at + 1)
 		}
 	}
-	return m
+}
+
+// sized returns n places, whose contents nobody knows.
+func sized(b []int32, n int) []int32 {
+	if cap(b) < n {
+		return make([]int32, n)
+	}
+	return b[:n]
 }
 
 func (m *matcher) hash(v *view, at int) uint64 {
