@@ -12,6 +12,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/semaphore"
+
 	"cowbird/cow"
 	"cowbird/formats/compress"
 	"cowbird/formats/cowfile"
@@ -119,8 +121,9 @@ func (f *form) newCompressor() (func(dst, unit []byte) ([]byte, error), error) {
 // returns nil: it gives the new partition over the old one. Should it fail or be
 // killed, the next call with Resume goes on where the COW was last durable.
 //
-// It holds the operations of some workers, each with what it Needs and 3 MiB, and
-// the hash tree and error correction, if it has to make them.
+// It holds what the operations of some workers Need, and 4 MiB a worker of what
+// operations have given; and the hash tree and error correction, if it has to make
+// them.
 func Cow(ctx context.Context, o CowOptions) error {
 	if o.Workers <= 0 {
 		o.Workers = runtime.GOMAXPROCS(0)
@@ -250,24 +253,62 @@ type request struct {
 	first, count uint64
 	data         []byte // of replace and xor
 	old, offset  uint64 // of copy and xor
-	buf          *piece // whose data are used up by this one
+	buf          []byte // whose data are used up by this one
 }
 
 type piece [pieceSize]byte
 
 var pieces = sync.Pool{New: func() any { return new(piece) }}
 
+// smallPiece is the largest buffer that is made for an operation, and not shared.
+const smallPiece = pieceSize / 8
+
+// newBuffer is for up to n bytes of an operation, at most a piece.
+func newBuffer(n int64) []byte {
+	if n <= smallPiece {
+		return make([]byte, n)
+	}
+	return pieces.Get().(*piece)[:]
+}
+
+func giveBack(buf []byte) {
+	if len(buf) == pieceSize {
+		pieces.Put((*piece)(buf))
+	}
+}
+
+const (
+	// aheadSize is how much of what operations give a worker holds, in bytes: while the
+	// COW waits for one, those behind it are decoded.
+	aheadSize = 4 << 20
+	// queued is how many requests of an operation wait.
+	queued = 2
+	// mostAhead is how many operations there are at a time.
+	mostAhead = 256
+)
+
+// holds is how many bytes of what an operation gives are held at once.
+func holds(op *pb.InstallOperation) int64 {
+	n := bytesIn(op)
+	buffers := min(n/pieceSize+int64(len(op.GetDstExtents())), queued+1) // no buffer goes across extents
+	if n > smallPiece {
+		n = pieceSize
+	}
+	return buffers * n
+}
+
 // operations decodes operations on several processors, and writes what they give
 // in their order.
 func (i *install) operations(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	order := make(chan *decoding, i.o.Workers)
+	order := make(chan *decoding, mostAhead)
 	work := make(chan *decoding)
+	ahead := semaphore.NewWeighted(int64(i.o.Workers) * aheadSize)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel(nil)
-	wg.Go(func() { i.feed(ctx, order, work) })
+	wg.Go(func() { i.feed(ctx, ahead, order, work) })
 	for range i.o.Workers {
 		wg.Go(func() {
 			for d := range work {
@@ -280,6 +321,7 @@ func (i *install) operations(ctx context.Context) error {
 			i.keep(d.op.Number)
 			return d.op.where(err)
 		}
+		ahead.Release(holds(d.op.InstallOperation))
 	}
 	if err := context.Cause(ctx); err != nil {
 		return err
@@ -309,15 +351,19 @@ type decoding struct {
 	err      error        // valid then
 }
 
-// feed begins with operations as the workers take them. Blobs that cannot be had are
-// a failure of their operation, behind those that came before.
-func (i *install) feed(ctx context.Context, order, work chan<- *decoding) {
+// feed begins with operations as the workers take them, each with what it is going to
+// hold, so that none has to wait for one that is written later. Blobs that cannot be had
+// are a failure of their operation, behind those that came before.
+func (i *install) feed(ctx context.Context, ahead *semaphore.Weighted, order, work chan<- *decoding) {
 	defer close(work)
 	defer close(order)
 	ops := &Operations{Partition: i.o.Partition, BlockSize: cowfile.BlockSize, Blobs: i.o.Blobs, Old: i.o.Old, Known: i.o.Known, Memory: newDeviceMemory(i.o.Memory, i.o.Spool)}
 	for n := i.next; n < len(i.ops); n++ {
+		if ahead.Acquire(ctx, holds(i.ops[n])) != nil {
+			return
+		}
 		op, done, err := ops.At(n)
-		d := &decoding{op: op, done: done, requests: make(chan request, 2), err: err}
+		d := &decoding{op: op, done: done, requests: make(chan request, queued), err: err}
 		if err != nil {
 			close(d.requests)
 			select {
@@ -326,6 +372,7 @@ func (i *install) feed(ctx context.Context, order, work chan<- *decoding) {
 			}
 			return
 		}
+		op.Reserve()
 		for _, c := range []chan<- *decoding{order, work} {
 			select {
 			case c <- d:
@@ -381,9 +428,7 @@ func (i *install) request(r request) (err error) {
 	default:
 		err = i.w.Replace(r.first, r.data)
 	}
-	if r.buf != nil {
-		pieces.Put(r.buf)
-	}
+	giveBack(r.buf)
 	return err
 }
 
@@ -415,7 +460,7 @@ type requester struct {
 	old    io.ReaderAt    // of xor; nil: no operation for it
 	starts map[int64]bool // of extents: no request goes across
 
-	buf *piece
+	buf []byte
 	n   int
 	at  int64 // where in the partition buf is
 }
@@ -433,13 +478,13 @@ func (r *requester) send(q request) error {
 func (r *requester) WriteAt(p []byte, off int64) (n int, err error) {
 	for n < len(p) {
 		at := off + int64(n)
-		if r.n > 0 && (at != r.at+int64(r.n) || r.n == pieceSize || r.starts[at]) {
+		if r.n > 0 && (at != r.at+int64(r.n) || r.n == len(r.buf) || r.starts[at]) {
 			if err := r.flush(); err != nil {
 				return n, err
 			}
 		}
 		if r.n == 0 {
-			r.buf, r.at = pieces.Get().(*piece), at
+			r.buf, r.at = newBuffer(bytesIn(r.d.op.InstallOperation)), at
 		}
 		k := copy(r.buf[r.n:], p[n:])
 		r.n += k
@@ -593,7 +638,7 @@ func blocksOf(extents []*pb.Extent) func() (uint64, bool) {
 func (r *requester) replaceBy(run request) error {
 	for done := uint64(0); done < run.count; {
 		n := min(run.count-done, pieceSize/cowfile.BlockSize)
-		buf := pieces.Get().(*piece)
+		buf := newBuffer(int64(n * cowfile.BlockSize))
 		data := buf[:n*cowfile.BlockSize]
 		if k, err := r.d.op.Old.ReadAt(data, int64(run.old+done)*cowfile.BlockSize); k < len(data) {
 			return &ioError{fmt.Errorf("read %d bytes of the old partition at block %d: %w", len(data), run.old+done, err)}

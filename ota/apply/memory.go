@@ -2,9 +2,11 @@ package apply
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"math"
-	"sync"
+
+	"golang.org/x/sync/semaphore"
 )
 
 // DefaultMemory is the limit of Memory on a device, in bytes: small operations run at
@@ -80,31 +82,16 @@ func (a *arena) giveBack() {
 
 // room is memory that operations share.
 type room struct {
-	mu    sync.Mutex
-	freed sync.Cond
-	all   int64
-	used  int64
+	all  int64
+	free *semaphore.Weighted
 }
 
 func newRoom(all int64) *room {
-	r := &room{all: cmp.Or(all, math.MaxInt64)}
-	r.freed.L = &r.mu
-	return r
+	all = cmp.Or(all, math.MaxInt64)
+	return &room{all, semaphore.NewWeighted(all)}
 }
 
-// take waits until n bytes are free, or nobody else has any.
-func (r *room) take(n int64) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for r.used > 0 && n > r.all-r.used {
-		r.freed.Wait()
-	}
-	r.used += n
-}
+// take waits until n bytes are free, or all if that is less, in the order of the calls.
+func (r *room) take(n int64) { _ = r.free.Acquire(context.Background(), min(n, r.all)) }
 
-func (r *room) giveBack(n int64) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.used -= n
-	r.freed.Broadcast()
-}
+func (r *room) giveBack(n int64) { r.free.Release(min(n, r.all)) }

@@ -2,7 +2,15 @@ package apply
 
 import (
 	"bytes"
+	"context"
+	"cowbird/cow"
+	"cowbird/formats/payload"
+	"cowbird/formats/xz"
+	"crypto/sha256"
 	"errors"
+	"google.golang.org/protobuf/proto"
+	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,6 +18,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"cowbird/formats/payload/pb"
 )
@@ -107,4 +116,57 @@ func TestMemoryShared(t *testing.T) {
 	if alone.Load() != 10 {
 		t.Errorf("expected 10 alone, found %d", alone.Load())
 	}
+}
+
+// manual is a full update of one partition, put together by hand.
+type manual struct {
+	u     *pb.PartitionUpdate
+	blobs bytes.Buffer
+	image bytes.Buffer
+}
+
+// xz adds an operation that makes contents.
+func (m *manual) xz(contents []byte) {
+	blob := new(xz.Encoder).Append(nil, contents, xz.Fast)
+	hash := sha256.Sum256(blob)
+	m.u.Operations = append(m.u.Operations, &pb.InstallOperation{Type: pb.InstallOperation_REPLACE_XZ.Enum(), DataOffset: proto.Uint64(uint64(m.blobs.Len())),
+		DataLength: proto.Uint64(uint64(len(blob))), DataSha256Hash: hash[:],
+		DstExtents: extentList(uint64(m.image.Len()/4096), uint64(len(contents)/4096))})
+	m.blobs.Write(blob)
+	m.image.Write(contents)
+}
+
+func (m *manual) Blob(off, n int64) (*io.SectionReader, func(), error) {
+	return io.NewSectionReader(bytes.NewReader(m.blobs.Bytes()), off, n), func() {}, nil
+}
+
+func (m *manual) cow(t *testing.T, o CowOptions) {
+	t.Helper()
+	hash := sha256.Sum256(m.image.Bytes())
+	m.u.NewPartitionInfo = &pb.PartitionInfo{Size: proto.Uint64(uint64(m.image.Len())), Hash: hash[:]}
+	f, err := os.Create(filepath.Join(t.TempDir(), "cow"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o.Cow, err = cow.NewFileDevice(f); err != nil {
+		t.Fatal(err)
+	}
+	o.Metadata = &payload.Metadata{Manifest: &pb.DeltaArchiveManifest{BlockSize: proto.Uint32(4096), Partitions: []*pb.PartitionUpdate{m.u}}}
+	o.Partition, o.Blobs = m.u, m
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := Cow(ctx, o); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// An operation whose output has to wait for that of an earlier one does not hold the
+// memory that the earlier one needs.
+func TestMemoryInOrder(t *testing.T) {
+	m := &manual{u: &pb.PartitionUpdate{PartitionName: proto.String("system")}}
+	slow := make([]byte, 5<<20) // takes a while to begin: its blob is long, and hashed before
+	rand.NewChaCha8([32]byte{}).Read(slow)
+	m.xz(slow)
+	m.xz(make([]byte, 5<<20))
+	m.cow(t, CowOptions{Workers: 2, Memory: 1})
 }

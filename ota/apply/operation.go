@@ -50,7 +50,7 @@ type Operation struct {
 	// Memory is what it shares with others; nil: nothing bounds it.
 	Memory *Memory
 
-	arena *arena // while it runs
+	arena *arena // from Reserve to the end of Run
 }
 
 // Operations are those of a partition, with what they read.
@@ -104,14 +104,24 @@ func Need(op *pb.InstallOperation, blockSize int64) int64 {
 	return 0
 }
 
+// Reserve waits for the memory that Run takes, and gives back. It is for operations that
+// wait for each other in other ways as well: the memory is to be taken in that order.
+// Without it Run takes it itself.
+func (o *Operation) Reserve() { o.arena = o.Memory.take(o.need()) }
+
 // Run does the operation: it checks the hashes of what it reads, and writes the
 // blocks. After an error some of them may have been written.
 func (o *Operation) Run(w Sink) error {
+	if o.arena != nil {
+		defer o.arena.giveBack()
+	}
 	if err := o.CheckBlob(); err != nil {
 		return err
 	}
-	o.arena = o.Memory.take(o.need())
-	defer o.arena.giveBack()
+	if o.arena == nil {
+		o.Reserve()
+		defer o.arena.giveBack()
+	}
 	if err := o.checkSource(); err != nil {
 		return err
 	}
