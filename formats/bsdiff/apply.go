@@ -6,9 +6,13 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"sync"
 )
 
 const bufferSize = 64 << 10
+
+// buffers are shared, as most patches are shorter than one.
+var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 
 // Apply writes the target, TargetSize bytes, to dst. source holds sourceSize
 // bytes. After an error an unknown part of the target has been written. An
@@ -18,6 +22,10 @@ func (p *Patch) Apply(dst io.Writer, source io.ReaderAt, sourceSize int64) error
 		control: open(p.parts[0], p.r), diff: open(p.parts[1], p.r), extra: open(p.parts[2], p.r),
 		source: window{r: source, size: sourceSize},
 		out:    output{w: dst},
+	}
+	for _, b := range []**[bufferSize]byte{&a.source.buf, &a.out.buf} {
+		*b = buffers.Get().(*[bufferSize]byte)
+		defer buffers.Put(*b)
 	}
 	a.control.r = bufio.NewReaderSize(a.control.r, 4<<10)
 	for _, s := range []*stream{a.diff, a.extra} {
@@ -147,7 +155,7 @@ func (a *applier) insert(n int64) error {
 // output gathers what many short triples make.
 type output struct {
 	w   io.Writer
-	buf [bufferSize]byte
+	buf *[bufferSize]byte
 	n   int
 }
 
@@ -180,7 +188,7 @@ func (o *output) flush() error {
 type window struct {
 	r    io.ReaderAt
 	size int64
-	buf  [bufferSize]byte
+	buf  *[bufferSize]byte
 	at   int64
 	n    int
 }

@@ -258,7 +258,7 @@ func (p *Plan) prove(ctx context.Context, out *Payload, i int, report *progress)
 		return err
 	}
 	err = apply.Direct(ctx, apply.DirectOptions{Metadata: &payload.Metadata{Manifest: out.Manifest}, Partition: out.Manifest.Partitions[i],
-		Blobs: out, Old: p.old(i), New: d, Workers: p.o.Workers, Memory: p.o.Memory, Spool: p.o.Spool,
+		Blobs: out, Old: p.old(i), New: fleeting{d}, Workers: p.o.Workers, Memory: p.o.Memory, Spool: p.o.Spool,
 		OnProgress: report.installed(), OnVerify: report.grown(), Known: p.known(i)})
 	return checked(ctx, err)
 }
@@ -299,6 +299,19 @@ func (d oldDevice) WriteAt([]byte, int64) (int, error) { return 0, errors.ErrUns
 func (d oldDevice) Sync() error                        { return nil }
 func (d oldDevice) Size() int64                        { return d.img.Size }
 
+// fleeting is a file that need not outlive a crash.
+type fleeting struct{ *cow.FileDevice }
+
+func (fleeting) Sync() error { return nil }
+
+func (f fleeting) Output() cowfile.Device {
+	return fleetingOutput{f.FileDevice.Output().(cowfile.Resizable)}
+}
+
+type fleetingOutput struct{ cowfile.Resizable }
+
+func (fleetingOutput) Sync() error { return nil }
+
 // Blob implements apply.Blobs.
 func (out *Payload) Blob(off, n int64) (*io.SectionReader, func(), error) {
 	return io.NewSectionReader(out.blobs, off, n), func() {}, nil
@@ -318,7 +331,7 @@ func (p *Plan) estimate(ctx context.Context, out *Payload, i int, report *progre
 		return errors.Join(err, f.Close())
 	}
 	defer d.Close()
-	o := apply.CowOptions{Metadata: &payload.Metadata{Manifest: out.Manifest}, Partition: u, Blobs: out, Old: p.old(i), Cow: d,
+	o := apply.CowOptions{Metadata: &payload.Metadata{Manifest: out.Manifest}, Partition: u, Blobs: out, Old: p.old(i), Cow: fleeting{d},
 		Workers: p.o.Workers, Memory: p.o.Memory, Spool: p.o.Spool, OnProgress: report.installed(), OnVerify: report.grown(), Known: p.known(i)}
 	v3 := p.o.Dynamic.GetCowVersion() >= 3
 	if !v3 {
