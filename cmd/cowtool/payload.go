@@ -36,7 +36,7 @@ Partitions are named by patterns, as a shell's: --partition 'system*'.`,
   cowtool payload create -o delta.zip --key release.pem --old old new`,
 	}
 	cmd.AddCommand(payloadInfoCommand(c), payloadListCommand(c), payloadStatsCommand(c), payloadApplyCommand(c), payloadExtractCommand(c), payloadVerifyCommand(c), payloadMapCommand(c),
-		payloadCreateCommand(c), payloadPlanCommand(c), payloadRunCommand(c), payloadJoinCommand(c), payloadSignCommand(c))
+		payloadCreateCommand(c), payloadPlanCommand(c), payloadRunCommand(c), payloadJoinCommand(c), payloadSignCommand(c), payloadPackCommand(c))
 	return cmd
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"os"
 	"path/filepath"
@@ -212,10 +211,7 @@ type release struct {
 	keys    []string
 	sizes   []int
 	digests string
-	devices []string
-	from    string
-	to      string
-	wipe    bool
+	zip     packaging
 }
 
 func (r *release) flags(cmd *cobra.Command) {
@@ -224,10 +220,7 @@ func (r *release) flags(cmd *cobra.Command) {
 	f.StringArrayVar(&r.keys, "key", nil, "sign with the private key in a `FILE` (RSA or ECDSA, PEM); may be given again")
 	f.IntSliceVar(&r.sizes, "signature-size", nil, "leave room for signatures of so many `BYTES`, which cowtool payload sign puts in")
 	f.StringVar(&r.digests, "digests", "", "a `FOLDER` for what is to be signed: payload.sha256 and metadata.sha256, 32 bytes each")
-	f.StringSliceVar(&r.devices, "device", nil, "the devices that a zip is for, by `NAMES`")
-	f.StringVar(&r.from, "from-build", "", "the `FINGERPRINT` of the build that a zip's delta is for")
-	f.StringVar(&r.to, "to-build", "", "the `FINGERPRINT` of the new build")
-	f.BoolVar(&r.wipe, "wipe", false, "the user's data go with the update")
+	r.zip.flags(cmd)
 	_ = cmd.MarkFlagRequired("output")
 	_ = cmd.MarkFlagFilename("output")
 	_ = cmd.MarkFlagFilename("key")
@@ -236,8 +229,8 @@ func (r *release) flags(cmd *cobra.Command) {
 }
 
 func (r *release) signers() (all []generate.Signer, err error) {
-	if len(r.sizes) > 0 && strings.HasSuffix(r.out, ".zip") {
-		return nil, cli.Usagef("--signature-size: expected a payload, found %s: pack it when it is signed", r.out)
+	if len(r.sizes) > 0 && r.isZip() {
+		return nil, cli.Usagef("--signature-size: expected a payload, found %s: pack it when it is signed, with cowtool payload pack", r.out)
 	}
 	for _, n := range r.sizes {
 		if n <= 0 || n > 4096 {
@@ -245,19 +238,26 @@ func (r *release) signers() (all []generate.Signer, err error) {
 		}
 		all = append(all, generate.Later(n))
 	}
-	for _, name := range r.keys {
-		b, err := os.ReadFile(name)
-		if err != nil {
-			return nil, err
-		}
-		k, err := generate.ParsePrivateKey(b)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", name, err)
-		}
+	keys, err := readKeys(r.keys)
+	for _, k := range keys {
 		all = append(all, k)
 	}
-	return all, nil
+	return all, err
 }
+
+// check finds out before anything is made whether it can be signed.
+func (r *release) check() error {
+	if _, err := r.signers(); err != nil {
+		return err
+	}
+	if !r.isZip() {
+		return r.zip.unwanted(r.out)
+	}
+	_, _, err := r.zip.signer(r.keys)
+	return err
+}
+
+func (r *release) isZip() bool { return strings.HasSuffix(r.out, ".zip") }
 
 // write writes the payload, or a zip with it.
 func (r *release) write(p *generate.Payload, spool string, extras []generate.Extra) (w *generate.Written, err error) {
@@ -270,8 +270,8 @@ func (r *release) write(p *generate.Payload, spool string, extras []generate.Ext
 		return nil, err
 	}
 	defer out.Discard()
-	if strings.HasSuffix(r.out, ".zip") {
-		w, err = r.zip(out, p, signers, spool, extras)
+	if r.isZip() {
+		w, err = r.writeZip(out, p, signers, spool, extras)
 	} else {
 		w, err = p.Write(out, signers)
 	}
@@ -292,7 +292,7 @@ func (r *release) writeDigests(w *generate.Written) error {
 		os.WriteFile(filepath.Join(r.digests, "metadata.sha256"), w.MetadataDigest[:], 0o666))
 }
 
-func (r *release) zip(out io.Writer, p *generate.Payload, signers []generate.Signer, spool string, extras []generate.Extra) (*generate.Written, error) {
+func (r *release) writeZip(out *cli.OutFile, p *generate.Payload, signers []generate.Signer, spool string, extras []generate.Extra) (*generate.Written, error) {
 	f, err := os.CreateTemp(spool, "payload.*")
 	if err != nil {
 		return nil, err
@@ -305,19 +305,8 @@ func (r *release) zip(out io.Writer, p *generate.Payload, signers []generate.Sig
 	if err != nil {
 		return nil, err
 	}
-	m := p.Manifest
-	meta := &pb.OtaMetadata{Type: pb.OtaMetadata_AB, Wipe: r.wipe, Precondition: &pb.DeviceState{Device: r.devices},
-		Postcondition: &pb.DeviceState{Timestamp: m.GetMaxTimestamp(), SecurityPatchLevel: m.GetSecurityPatchLevel()}}
-	if r.from != "" {
-		meta.Precondition.Build = []string{r.from}
-	}
-	if r.to != "" {
-		meta.Postcondition.Build = []string{r.to}
-	}
-	if r.wipe {
-		w.Properties.More = map[string]string{"POWERWASH": "1"}
-	}
-	return w, generate.WritePackage(out, f, w.Properties.FileSize, w, meta, extras...)
+	_, err = r.zip.write(out, f, w, p.Manifest, r.keys, extras)
+	return w, err
 }
 
 // payloadReport is what create, join and sign tell.
@@ -376,7 +365,7 @@ func (b *build) create(ctx context.Context, out cli.Output, r *release, name str
 	if err != nil {
 		return err
 	}
-	if _, err := r.signers(); err != nil {
+	if err := r.check(); err != nil {
 		return err
 	}
 	meter := out.Meter(string(generate.Reading))

@@ -4,11 +4,14 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/json"
 	"encoding/pem"
+	"math/big"
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"cowbird/ota/generate"
 )
@@ -161,4 +164,41 @@ func signWith(t *testing.T, key, digest []byte) []byte {
 		t.Fatal(err)
 	}
 	return b
+}
+
+// A zip that is signed as a whole is what recovery takes: made at once, packed later, or
+// signed by somebody else.
+func TestPayloadPack(t *testing.T) {
+	b := newImagesBox(t)
+	b.write("key.pem", []byte(testPrivateKey(t)))
+	public(t, b)
+	key, err := generate.ParsePrivateKey(b.read("key.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &x509.Certificate{SerialNumber: big.NewInt(7), Subject: pkix.Name{CommonName: "release"}, NotBefore: time.Unix(0, 0), NotAfter: time.Unix(1<<32, 0)}
+	der, err := x509.CreateCertificate(rand.Reader, c, c, key.Public(), key.Signer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.write("cert.pem", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+	b.run("payload create -q --effort fast -o @once.zip --key @key.pem --certificate @cert.pem --device bird @v2")
+	b.run("payload verify -q --zip-signature --key @key.pub @once.zip")
+	b.run("payload create -q --effort fast -o @new.bin --key @key.pem @v2")
+	b.run("payload pack -q -o @packed.zip --key @key.pem --certificate @cert.pem --device bird @new.bin")
+	b.same("packed.zip", b.read("once.zip"))
+	b.run("payload pack -q -o @later.zip --certificate @cert.pem --digests @digests --device bird @new.bin")
+	b.write("zip.sig", signWith(t, b.read("key.pem"), b.read("digests/zip.sha256")))
+	b.run("payload sign -q --certificate @cert.pem --zip-signature @zip.sig @later.zip")
+	b.same("later.zip", b.read("once.zip"))
+	b.write("other.pem", []byte(testPrivateKey(t)))
+	for _, line := range []string{
+		"payload create -o @x.zip --key @other.pem --certificate @cert.pem @v2", "payload create -o @x.bin --key @key.pem --certificate @cert.pem @v2",
+		"payload pack -o @x.zip --key @key.pem @new.bin", "payload pack -o @x.zip --digests @digests @new.bin", "payload pack -o @x.zip @base",
+		"payload pack -o @x.zip --old @v1 @new.bin", "payload sign --certificate @cert.pem --zip-signature @zip.sig @once.zip", "payload sign @new.bin",
+	} {
+		if code, _, errs := b.try(line); code == 0 || errs == "" {
+			t.Errorf("%s: expected an error, found none", line)
+		}
+	}
 }

@@ -231,7 +231,7 @@ by its ID: make it again with cowtool payload run, alone.`,
 }
 
 func (f *farm) join(ctx context.Context, out cli.Output, p *generate.Plan, r *release) error {
-	if _, err := r.signers(); err != nil {
+	if err := r.check(); err != nil {
 		return err
 	}
 	made, err := p.Join(ctx, func(_ context.Context, _ int, it *generate.Item) (*generate.Result, error) {
@@ -250,64 +250,4 @@ func (f *farm) join(ctx context.Context, out cli.Output, p *generate.Plan, r *re
 		return err
 	}
 	return reportPayload(out, r.out, w)
-}
-
-func payloadSignCommand(c *common) *cobra.Command {
-	var metadata, whole []string
-	cmd := &cobra.Command{
-		Use:   "sign --metadata-signature FILE --payload-signature FILE PAYLOAD",
-		Short: "Put signatures into a payload that has room for them",
-		Long: `Puts signatures into a payload that was made with --signature-size, in place: those of
-metadata.sha256 and of payload.sha256, as the files have them (RSA: PKCS #1 v1.5 with
-SHA-256; ECDSA: ASN.1). With several keys each flag is given as often, in the same
-order. They are not verified here: cowtool payload verify does it.`,
-		Example: `  openssl pkeyutl -sign -inkey key.pem -pkeyopt digest:sha256 -in metadata.sha256 -out m.sig
-  openssl pkeyutl -sign -inkey key.pem -pkeyopt digest:sha256 -in payload.sha256 -out p.sig
-  cowtool payload sign --metadata-signature m.sig --payload-signature p.sig new.bin`,
-		Args: cli.Args("PAYLOAD"), ValidArgsFunction: fileArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return sign(c.output(cmd), args[0], metadata, whole)
-		},
-	}
-	cmd.Flags().StringArrayVar(&metadata, "metadata-signature", nil, "a signature of the metadata, a `FILE`")
-	cmd.Flags().StringArrayVar(&whole, "payload-signature", nil, "a signature of the payload, a `FILE`")
-	_ = cmd.MarkFlagRequired("metadata-signature")
-	_ = cmd.MarkFlagRequired("payload-signature")
-	return cmd
-}
-
-func sign(out cli.Output, name string, metadata, whole []string) (err error) {
-	m, err := readFiles(metadata)
-	if err != nil {
-		return err
-	}
-	p, err := readFiles(whole)
-	if err != nil {
-		return err
-	}
-	f, err := os.OpenFile(name, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	st, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	w, err := generate.Sign(f, st.Size(), m, p)
-	if err != nil {
-		return fmt.Errorf("%s: %w", name, err)
-	}
-	return errors.Join(f.Sync(), reportPayload(out, name, w))
-}
-
-func readFiles(names []string) (all [][]byte, err error) {
-	for _, name := range names {
-		b, err := os.ReadFile(name)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, b)
-	}
-	return all, nil
 }

@@ -3,6 +3,8 @@ package generate
 import (
 	"archive/zip"
 	"bytes"
+	"crypto/x509"
+	"encoding/pem"
 	"fmt"
 	"hash/crc32"
 	"io"
@@ -68,35 +70,45 @@ func withSource(a *pb.ApexInfo, older *Input) *pb.ApexInfo {
 	return a
 }
 
-// WritePackage writes an OTA zip with a payload of size bytes, what it is for, and more
-// files. Everything is stored, so that it can be streamed; times are not told.
-func WritePackage(out io.Writer, f io.ReaderAt, size int64, w *Written, metadata *pb.OtaMetadata, more ...Extra) error {
+// Package is what an OTA zip has besides the payload.
+type Package struct {
+	// Metadata tell what the payload is for; lists of files are added.
+	Metadata *pb.OtaMetadata
+	Extras   []Extra
+	// Certificate, if not nil, is that of whom SignZip will sign the zip by.
+	Certificate *x509.Certificate
+}
+
+// WritePackage writes an OTA zip with a payload, which w describes. Everything is stored,
+// so that it can be streamed; times are not told. It returns how many bytes that are.
+func WritePackage(out io.Writer, f io.ReaderAt, w *Written, p Package) (int64, error) {
+	size := w.Properties.FileSize
 	m, err := payload.Read(io.NewSectionReader(f, 0, size), size, payload.Limits{})
 	if err != nil {
-		return err
+		return 0, err
 	}
 	z := &zipWriter{}
 	z.Writer = zip.NewWriter(io.MultiWriter(out, &z.at))
 	crc := crc32.NewIEEE()
 	if _, err := io.Copy(crc, io.NewSectionReader(f, 0, size)); err != nil {
-		return err
+		return 0, err
 	}
 	if err := z.store(payload.EntryName, io.NewSectionReader(f, 0, size), size, crc.Sum32()); err != nil {
-		return err
+		return 0, err
 	}
 	if err := z.bytes(payload.PropertiesName, w.Properties.Append(nil)); err != nil {
-		return err
+		return 0, err
 	}
-	for _, e := range more {
+	for _, e := range p.Extras {
 		if err := z.bytes(e.Name, e.Data); err != nil {
-			return err
+			return 0, err
 		}
 	}
-	meta := proto.Clone(metadata).(*pb.OtaMetadata)
+	meta := proto.Clone(p.Metadata).(*pb.OtaMetadata)
 	meta.PropertyFiles = map[string]string{streamingFiles: strings.Repeat(" ", reserved), allFiles: strings.Repeat(" ", reserved)}
 	text, message, err := forms(meta)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	textAt := int64(z.at) + entryHead(payload.MetadataTextName)
 	messageAt := textAt + int64(len(text)) + entryHead(payload.MetadataName)
@@ -105,15 +117,21 @@ func WritePackage(out io.Writer, f io.ReaderAt, size int64, w *Written, metadata
 	meta.PropertyFiles[streamingFiles] = padded(list)
 	meta.PropertyFiles[allFiles] = padded(fmt.Sprintf("payload_metadata.bin:%d:%d,", entryHead(payload.EntryName), blobs) + list)
 	if text, message, err = forms(meta); err != nil {
-		return err
+		return 0, err
 	}
 	if err := z.bytes(payload.MetadataTextName, text); err != nil {
-		return err
+		return 0, err
 	}
 	if err := z.bytes(payload.MetadataName, message); err != nil {
-		return err
+		return 0, err
 	}
-	return z.Close()
+	if c := p.Certificate; c != nil {
+		if err := z.bytes(certificateName, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})); err != nil {
+			return 0, err
+		}
+	}
+	err = z.Close()
+	return int64(z.at), err
 }
 
 func forms(m *pb.OtaMetadata) (text, message []byte, err error) {

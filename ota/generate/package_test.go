@@ -26,7 +26,8 @@ func TestPackage(t *testing.T) {
 	w, err := p.Write(&b, []Signer{key})
 	must(t, err)
 	meta := &pb.OtaMetadata{Type: pb.OtaMetadata_AB, Precondition: &pb.DeviceState{Device: []string{"bird"}}, Postcondition: &pb.DeviceState{Timestamp: 7}}
-	must(t, WritePackage(&z, bytes.NewReader(b.Bytes()), int64(b.Len()), w, meta))
+	_, err = WritePackage(&z, bytes.NewReader(b.Bytes()), w, Package{Metadata: meta})
+	must(t, err)
 	in, err := payload.InZip(bytes.NewReader(z.Bytes()), int64(z.Len()), "")
 	must(t, err)
 	keys, err := verify.ParseKeys(trust)
@@ -93,7 +94,8 @@ func TestExtras(t *testing.T) {
 		if a := m.Manifest.GetApexInfo(); len(a) != 2 || !proto.Equal(a[0], newer.Apexes[0]) {
 			t.Errorf("expected the modules in the manifest, found %v", a)
 		}
-		must(t, WritePackage(&z, bytes.NewReader(b.Bytes()), int64(b.Len()), w, &pb.OtaMetadata{Type: pb.OtaMetadata_AB}, extras...))
+		_, err = WritePackage(&z, bytes.NewReader(b.Bytes()), w, Package{Metadata: &pb.OtaMetadata{Type: pb.OtaMetadata_AB}, Extras: extras})
+		must(t, err)
 		in, err := payload.InZip(bytes.NewReader(z.Bytes()), int64(z.Len()), "")
 		must(t, err)
 		found := map[string]string{}
