@@ -253,6 +253,9 @@ func (r *release) check() error {
 	if !r.isZip() {
 		return r.zip.unwanted(r.out)
 	}
+	if r.zip.certificate != "" && len(r.keys) == 0 {
+		return cli.Usagef("--certificate: expected its --key beside it, found none: with a key that is elsewhere, see cowtool payload pack")
+	}
 	_, _, err := r.zip.signer(r.keys)
 	return err
 }

@@ -194,6 +194,7 @@ func TestPayloadPack(t *testing.T) {
 	b.write("other.pem", []byte(testPrivateKey(t)))
 	for _, line := range []string{
 		"payload create -o @x.zip --key @other.pem --certificate @cert.pem @v2", "payload create -o @x.bin --key @key.pem --certificate @cert.pem @v2",
+		"payload create -o @x.zip --certificate @cert.pem @v2", "payload pack -o @x.zip --certificate @cert.pem @new.bin",
 		"payload pack -o @x.zip --key @key.pem @new.bin", "payload pack -o @x.zip --digests @digests @new.bin", "payload pack -o @x.zip @base",
 		"payload pack -o @x.zip --old @v1 @new.bin", "payload sign --certificate @cert.pem --zip-signature @zip.sig @once.zip", "payload sign @new.bin",
 	} {

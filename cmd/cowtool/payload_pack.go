@@ -41,7 +41,8 @@ func (p *packaging) unwanted(out string) error {
 	return nil
 }
 
-// signer is the certificate, and the one of the keys that is its own; nil without one.
+// signer is the certificate, and the one of the keys that is its own: nil if there are
+// none, so that somebody else signs.
 func (p *packaging) signer(names []string) (*x509.Certificate, generate.Signer, error) {
 	if p.certificate == "" {
 		return nil, nil, nil
@@ -151,11 +152,8 @@ and cowtool payload sign puts the signature in.`,
 }
 
 func (p *pack) run(out cli.Output, name string) (err error) {
-	if len(p.keys) > 0 && p.zip.certificate == "" {
-		return cli.Usagef("--key: expected --certificate beside it, which the zip is to have")
-	}
-	if p.digests != "" && p.zip.certificate == "" {
-		return cli.Usagef("--digests: expected --certificate beside it, which the zip is to have")
+	if signs := len(p.keys) > 0 || p.digests != ""; signs != (p.zip.certificate != "") {
+		return cli.Usagef("expected --certificate and, beside it, --key or --digests; found one without the other")
 	}
 	if _, _, err := p.zip.signer(p.keys); err != nil {
 		return err

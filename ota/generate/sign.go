@@ -1,6 +1,7 @@
 package generate
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/rand"
@@ -225,6 +226,25 @@ func fit(room []payload.Signature, signatures [][]byte) ([]byte, error) {
 		all[i] = payload.Signature{Data: append(s[:len(s):len(s)], make([]byte, len(room[i].Data)-len(s))...), Size: len(s)}
 	}
 	return payload.AppendSignatures(nil, all), nil
+}
+
+// Describe tells of a payload of size bytes what Write did.
+func Describe(f io.ReaderAt, size int64) (*payload.Metadata, *Written, error) {
+	m, err := payload.Read(io.NewSectionReader(f, 0, size), size, payload.Limits{})
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, s := range m.Signatures {
+		if len(bytes.Trim(s.Data, "\x00")) == 0 {
+			return nil, nil, fmt.Errorf("%w: expected signatures, found room for them: put them in first, with cowtool payload sign", ErrInput)
+		}
+	}
+	end := size
+	if m.Manifest.SignaturesOffset != nil {
+		end = min(end, m.BlobOffset()+int64(m.Manifest.GetSignaturesOffset()))
+	}
+	w, err := describe(f, size, m, end)
+	return m, w, err
 }
 
 func describe(f io.ReaderAt, size int64, m *payload.Metadata, end int64) (*Written, error) {

@@ -15,8 +15,6 @@ import (
 	"io"
 	"math"
 	"math/big"
-
-	"cowbird/formats/payload"
 )
 
 // certificateName is where a zip has the certificate of its signer.
@@ -176,23 +174,4 @@ func signedData(c *x509.Certificate, signature []byte) ([]byte, error) {
 	}}
 	m.Content.Content.Type = asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 7, 1} // data
 	return asn1.Marshal(m)
-}
-
-// Describe tells of a payload of size bytes what Write did.
-func Describe(f io.ReaderAt, size int64) (*payload.Metadata, *Written, error) {
-	m, err := payload.Read(io.NewSectionReader(f, 0, size), size, payload.Limits{})
-	if err != nil {
-		return nil, nil, err
-	}
-	for _, s := range m.Signatures {
-		if len(bytes.Trim(s.Data, "\x00")) == 0 {
-			return nil, nil, fmt.Errorf("%w: expected signatures, found room for them: put them in first, with cowtool payload sign", ErrInput)
-		}
-	}
-	end := size
-	if m.Manifest.SignaturesOffset != nil {
-		end = min(end, m.BlobOffset()+int64(m.Manifest.GetSignaturesOffset()))
-	}
-	w, err := describe(f, size, m, end)
-	return m, w, err
 }
